@@ -1,0 +1,16 @@
+//! tapdisk: serves virtual disks to Xen guests and NBD clients from raw and VHD images.
+//!
+//! ```text
+//!   server ──> vbd ──> frontend      a door: kernel ring, NBD, ... (never names an image)
+//!                └───> chain ──> layer, image   what answers "where" (never names a door)
+//!                └───> queue     the one place that does file I/O
+//! ```
+//!
+//! ARCHITECTURE.md at the top of the tree has the map, the life of a request and the glossary.
+
+pub mod frontend;
+pub mod memory;
+pub mod queue;
+pub mod request;
+pub mod status;
+pub mod time;

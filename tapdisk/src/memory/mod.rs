@@ -1,0 +1,327 @@
+//! The memory of one disk: an arena of its own and, with the kernel's ring, the ring's data pages.
+//!
+//! A room with `unsafe`. Everybody else names memory by [`Segment`] (region, offset, length); only
+//! here is that turned into an address, after one check of the bounds.
+//!
+//! Invariants:
+//! * A region's mapping stays until the `Memory` is dropped, or for ever when I/O could not be drained
+//!   ([`Memory::leak`]): memory handed to the kernel is never unmapped under it.
+//! * No `&[u8]` to a region exists outside this file: the kernel, and for the ring another kernel
+//!   component, may write there at any time. Bytes are copied in and out.
+//!
+//! Nothing is allocated after [`Memory::new`].
+#![allow(unsafe_code)]
+
+mod buddy;
+
+use std::io;
+use std::mem::ManuallyDrop;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use memmap2::{MmapMut, MmapRaw};
+
+use buddy::Buddy;
+
+/// Bytes in a page: what direct I/O and the ring work in.
+pub const PAGE_SIZE: u32 = 4096;
+
+/// The most segments that go into one system call on a socket.
+///
+/// 128: 64 replies with a header and data each; more than the requests that one client has in flight
+/// in any workload that we measure.
+const SOCKET_IOVECS_MAX: usize = 128;
+
+/// Whose memory a segment lies in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RegionId {
+    /// This disk's own memory: buffers for doors that bring none.
+    Arena,
+    /// The data pages of the kernel's ring.
+    Ring,
+}
+
+/// A piece of memory: offsets and lengths cross the layers, pointers do not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Segment {
+    /// Whose.
+    pub region: RegionId,
+    /// From the start of the region, in bytes.
+    pub offset: u32,
+    /// In bytes.
+    pub len: u32,
+}
+
+impl Segment {
+    /// No memory.
+    pub const EMPTY: Self = Self { region: RegionId::Arena, offset: 0, len: 0 };
+
+    /// The part of it that starts `offset` bytes in and is `len` bytes long.
+    ///
+    /// # Panics
+    /// When the part is not inside.
+    #[must_use]
+    pub fn part(self, offset: u32, len: u32) -> Self {
+        let end = offset.checked_add(len).expect("lengths of segments are small");
+        assert!(end <= self.len, "part {offset}+{len} of a segment of {} bytes", self.len);
+        Self { region: self.region, offset: self.offset + offset, len }
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Region {
+    base: *mut u8,
+    len: usize,
+}
+
+/// All memory that the I/O of one disk touches.
+pub struct Memory {
+    arena: Region,
+    ring: Option<Region>,
+    buddy: Buddy,
+    /// Reused for each call on a socket.
+    iovecs: Box<[libc::iovec]>,
+    /// Last, so that it goes last; `ManuallyDrop` so that it can be left behind.
+    mapping: ManuallyDrop<MmapRaw>,
+    leaked: bool,
+}
+
+// SAFETY: the pointers are into mappings that this value owns (arena) or whose owner promised to keep
+// them (ring, see `set_ring`); neither is tied to a thread.
+unsafe impl Send for Memory {}
+
+impl Memory {
+    /// An arena of `bytes` bytes, rounded up to a power of two of pages.
+    ///
+    /// # Errors
+    /// What mmap says, ENOMEM mostly.
+    pub fn new(bytes: usize) -> io::Result<Self> {
+        let bytes = bytes.next_power_of_two().max(PAGE_SIZE as usize);
+        let mapping = MmapRaw::from(MmapMut::map_anon(bytes)?);
+        Ok(Self {
+            arena: Region { base: mapping.as_mut_ptr(), len: bytes },
+            ring: None,
+            buddy: Buddy::new(bytes / PAGE_SIZE as usize),
+            iovecs: vec![NO_IOVEC; SOCKET_IOVECS_MAX].into(),
+            mapping: ManuallyDrop::new(mapping),
+            leaked: false,
+        })
+    }
+
+    /// Adds the data pages of the kernel's ring, or takes them away again.
+    ///
+    /// # Safety
+    /// `base` is the start of `len` bytes that stay mapped, readable and writable until this is called
+    /// again or the `Memory` is dropped, and no I/O on segments of the ring is under way then.
+    pub unsafe fn set_ring(&mut self, ring: Option<(*mut u8, usize)>) {
+        self.ring = ring.map(|(base, len)| Region { base, len });
+    }
+
+    /// Leaves the arena mapped for ever: for a teardown with I/O that does not come back.
+    pub fn leak(&mut self) {
+        self.leaked = true;
+    }
+
+    /// A buffer of at least `bytes` bytes, page-aligned; `None` when the arena has no such run left.
+    /// Its contents are what was there before.
+    pub fn allocate(&mut self, bytes: u32) -> Option<Segment> {
+        let pages = bytes.div_ceil(PAGE_SIZE).max(1);
+        let page = self.buddy.allocate(pages)?;
+        Some(Segment { region: RegionId::Arena, offset: page * PAGE_SIZE, len: bytes })
+    }
+
+    /// Gives a buffer back: the very segment that [`Memory::allocate`] gave.
+    ///
+    /// # Panics
+    /// When it is not one.
+    pub fn free(&mut self, segment: Segment) {
+        assert!(segment.region == RegionId::Arena, "only buffers of the arena are freed");
+        assert!(segment.offset.is_multiple_of(PAGE_SIZE), "a buffer starts on a page");
+        self.buddy.free(segment.offset / PAGE_SIZE);
+    }
+
+    /// Bytes of the arena that are not handed out.
+    #[must_use]
+    pub fn free_bytes(&self) -> u64 {
+        u64::from(self.buddy.free_pages()) * u64::from(PAGE_SIZE)
+    }
+
+    /// The address of a segment.
+    ///
+    /// # Panics
+    /// When it is not inside its region: our own error, a door checks what it takes from outside.
+    fn address(&self, segment: Segment) -> *mut u8 {
+        let region = match segment.region {
+            RegionId::Arena => self.arena,
+            RegionId::Ring => self.ring.expect("segments of the ring exist only while it is mapped"),
+        };
+        let (offset, len) = (segment.offset as usize, segment.len as usize);
+        assert!(
+            offset.checked_add(len).is_some_and(|end| end <= region.len),
+            "segment {offset}+{len} outside its region of {} bytes",
+            region.len
+        );
+        // SAFETY: the offset is inside the mapping, checked above.
+        unsafe { region.base.add(offset) }
+    }
+
+    /// The segment as the kernel takes it.
+    pub(crate) fn iovec(&self, segment: Segment) -> libc::iovec {
+        libc::iovec { iov_base: self.address(segment).cast(), iov_len: segment.len as usize }
+    }
+
+    /// Fills it with zeros.
+    pub fn zero(&mut self, segment: Segment) {
+        let base = self.address(segment);
+        // SAFETY: `address` checked that len bytes from base are inside one mapping; writes of bytes
+        // have no alignment to keep.
+        unsafe { base.write_bytes(0, segment.len as usize) };
+    }
+
+    /// Copies bytes into the start of it.
+    ///
+    /// # Panics
+    /// When there are more bytes than it holds.
+    pub fn copy_in(&mut self, segment: Segment, bytes: &[u8]) {
+        let len = u32::try_from(bytes.len()).expect("segments are below 4 GiB");
+        let base = self.address(segment.part(0, len));
+        // SAFETY: base is valid for len bytes (`address`), the source is a live slice; a region is
+        // never borrowed, so they do not overlap.
+        unsafe { base.copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
+    }
+
+    /// Copies bytes out of the start of it.
+    ///
+    /// # Panics
+    /// When more bytes are wanted than it holds.
+    pub fn copy_out(&self, segment: Segment, bytes: &mut [u8]) {
+        let len = u32::try_from(bytes.len()).expect("segments are below 4 GiB");
+        let base = self.address(segment.part(0, len));
+        // SAFETY: as in `copy_in`, the other way round.
+        unsafe { base.copy_to_nonoverlapping(bytes.as_mut_ptr(), bytes.len()) };
+    }
+
+    /// Copies from one segment to another of the same length; they may overlap.
+    ///
+    /// # Panics
+    /// When the lengths differ.
+    pub fn copy_within(&mut self, source: Segment, target: Segment) {
+        assert_eq!(source.len, target.len, "source and target are equally long");
+        let from = self.address(source);
+        let to = self.address(target);
+        // SAFETY: both are valid for len bytes (`address`); `copy` allows overlap.
+        unsafe { from.copy_to(to, source.len as usize) };
+    }
+
+    /// Receives from a socket into the segments, in order, at most the first 128 of them.
+    ///
+    /// # Errors
+    /// What recvmsg says; `WouldBlock` on a socket that does not block and has nothing.
+    /// `Ok(0)` is the end of the stream.
+    pub fn receive(&mut self, socket: BorrowedFd<'_>, segments: &[Segment]) -> io::Result<usize> {
+        let mut header = self.message(segments);
+        // SAFETY: the header names `count` initialised iovecs of live, writable mappings, checked by
+        // `address`; both outlive the call.
+        let result = unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut header, libc::MSG_DONTWAIT) };
+        usize::try_from(result).map_err(|_| io::Error::last_os_error())
+    }
+
+    /// Sends the segments to a socket, in order, at most the first 128 of them; never raises SIGPIPE.
+    ///
+    /// # Errors
+    /// What sendmsg says; `WouldBlock` when the socket's buffer is full.
+    pub fn send(&mut self, socket: BorrowedFd<'_>, segments: &[Segment]) -> io::Result<usize> {
+        let header = self.message(segments);
+        let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+        // SAFETY: as in `receive`; sendmsg only reads.
+        let result = unsafe { libc::sendmsg(socket.as_raw_fd(), &raw const header, flags) };
+        usize::try_from(result).map_err(|_| io::Error::last_os_error())
+    }
+
+    fn message(&mut self, segments: &[Segment]) -> libc::msghdr {
+        let count = segments.len().min(SOCKET_IOVECS_MAX);
+        for (index, segment) in segments.iter().take(count).enumerate() {
+            self.iovecs[index] = self.iovec(*segment);
+        }
+        // SAFETY: msghdr is a C struct of integers and pointers: all zeros is a valid value of it.
+        let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
+        header.msg_iov = self.iovecs.as_mut_ptr();
+        header.msg_iovlen = count;
+        header
+    }
+}
+
+const NO_IOVEC: libc::iovec = libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 };
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        if !self.leaked {
+            // SAFETY: dropped once, here, and not used afterwards.
+            unsafe { ManuallyDrop::drop(&mut self.mapping) };
+        }
+    }
+}
+
+impl std::fmt::Debug for Memory {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter
+            .debug_struct("Memory")
+            .field("arena", &self.arena.len)
+            .field("ring", &self.ring.map(|ring| ring.len))
+            .field("free", &self.free_bytes())
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::fd::AsFd;
+    use std::os::unix::net::UnixStream;
+
+    #[test]
+    fn buffers_are_page_aligned_and_separate() {
+        let mut memory = Memory::new(64 << 10).unwrap();
+        let first = memory.allocate(4096).unwrap();
+        let second = memory.allocate(10_000).unwrap();
+        assert_eq!(memory.address(first) as usize % 4096, 0);
+        assert_eq!(memory.address(second) as usize % 4096, 0);
+        memory.copy_in(first, &[1; 4096]);
+        memory.zero(second);
+        let mut bytes = [0; 4096];
+        memory.copy_out(first, &mut bytes);
+        assert_eq!(bytes, [1; 4096]);
+        memory.free(first);
+        memory.free(second);
+        assert_eq!(memory.free_bytes(), 64 << 10);
+    }
+
+    #[test]
+    #[should_panic(expected = "outside its region")]
+    fn asserts_on_a_segment_past_the_region() {
+        let memory = Memory::new(8192).unwrap();
+        let _ = memory.iovec(Segment { region: RegionId::Arena, offset: 8192, len: 1 });
+    }
+
+    #[test]
+    #[should_panic(expected = "part 1+4096")]
+    fn asserts_on_a_part_past_its_segment() {
+        let _ = Segment { region: RegionId::Arena, offset: 0, len: 4096 }.part(1, 4096);
+    }
+
+    #[test]
+    fn sends_and_receives_in_order() {
+        let (left, right) = UnixStream::pair().unwrap();
+        let mut memory = Memory::new(16 << 10).unwrap();
+        let out = memory.allocate(8).unwrap();
+        let back = memory.allocate(8).unwrap();
+        memory.copy_in(out, b"abcdefgh");
+        let swapped = [out.part(4, 4), out.part(0, 4)];
+        assert_eq!(memory.send(left.as_fd(), &swapped).unwrap(), 8);
+        assert_eq!(memory.receive(right.as_fd(), &[back]).unwrap(), 8);
+        let mut bytes = [0; 8];
+        memory.copy_out(back, &mut bytes);
+        assert_eq!(&bytes, b"efghabcd");
+        let empty = memory.receive(right.as_fd(), &[back]).unwrap_err();
+        assert_eq!(empty.kind(), io::ErrorKind::WouldBlock);
+    }
+}

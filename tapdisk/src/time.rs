@@ -1,0 +1,61 @@
+//! Time as the core sees it: a number that its caller gives it.
+//!
+//! The core never reads a clock. The production loop passes the monotonic clock in, the simulator a
+//! virtual one, so that a seed reproduces a run exactly.
+
+use std::time::Duration;
+
+/// A point in time, in nanoseconds since an arbitrary start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Now(pub u64);
+
+impl Now {
+    /// This point, `duration` later; saturates at the end of time (584 years after the start).
+    #[must_use]
+    pub fn after(self, duration: Duration) -> Self {
+        let nanoseconds = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
+        Self(self.0.saturating_add(nanoseconds))
+    }
+
+    /// How much later this is than `earlier`; zero when it is not.
+    #[must_use]
+    pub fn since(self, earlier: Self) -> Duration {
+        Duration::from_nanos(self.0.saturating_sub(earlier.0))
+    }
+}
+
+/// The monotonic clock of this process.
+#[derive(Clone, Copy, Debug)]
+pub struct Clock {
+    start: std::time::Instant,
+}
+
+impl Clock {
+    /// A clock that starts at zero now.
+    #[must_use]
+    pub fn start() -> Self {
+        Self { start: std::time::Instant::now() }
+    }
+
+    /// The time.
+    #[must_use]
+    pub fn now(&self) -> Now {
+        Now::default().after(self.start.elapsed())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn since_never_goes_below_zero() {
+        assert_eq!(Now(3).since(Now(10)), Duration::ZERO);
+        assert_eq!(Now(10).since(Now(3)), Duration::from_nanos(7));
+    }
+
+    #[test]
+    fn after_saturates() {
+        assert_eq!(Now(u64::MAX - 1).after(Duration::from_secs(1)), Now(u64::MAX));
+    }
+}
