@@ -1,0 +1,216 @@
+//! The shared pages, mapped: the one place that touches them.
+//!
+//! A room with `unsafe`. Contract:
+//! * A `Pages` owns one mapping of [`MAP_SIZE`] bytes, readable and writable, until it is dropped; it
+//!   is mapped and unmapped as a whole (drivers free the ring twice when it is split).
+//! * No reference to the shared bytes leaves this file. Another party writes there at any time, so
+//!   control bytes go in and out by atomic loads and stores, each word exactly once, and data by
+//!   copies of bytes that nobody interprets here.
+//! * Every offset is checked against the mapping before it becomes an address.
+//!
+//! What the pointer of [`Pages::data_area`] is used for is its user's contract.
+#![allow(unsafe_code)]
+
+use std::io;
+use std::mem::{ManuallyDrop, offset_of};
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
+
+use memmap2::{MmapOptions, MmapRaw};
+
+use crate::abi::{DATA_SIZE, ENTRY_SIZE, MAP_SIZE, PAGE_SIZE, RING_ENTRIES, RingHeader, RingPage};
+
+/// An index that one side publishes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Index {
+    /// By the kernel.
+    Requests,
+    /// By user space.
+    Responses,
+}
+
+impl Index {
+    fn offset(self) -> usize {
+        match self {
+            Self::Requests => offset_of!(RingHeader, req_prod),
+            Self::Responses => offset_of!(RingHeader, rsp_prod),
+        }
+    }
+}
+
+/// The ring's page and the data pages.
+#[derive(Debug)]
+pub(crate) struct Pages {
+    map: ManuallyDrop<MmapRaw>,
+    leaked: bool,
+}
+
+impl Pages {
+    /// Maps all pages of a ring at once, shared.
+    pub(crate) fn map(fd: BorrowedFd<'_>) -> io::Result<Self> {
+        let map = MmapOptions::new().len(MAP_SIZE).map_raw(fd.as_raw_fd())?;
+        Ok(Self {
+            map: ManuallyDrop::new(map),
+            leaked: false,
+        })
+    }
+
+    /// Leaves the pages mapped for ever: I/O on them is under way and cannot be waited for.
+    pub(crate) fn leak(&mut self) {
+        self.leaked = true;
+    }
+
+    /// Loads an index; what its publisher wrote before is visible afterwards.
+    pub(crate) fn index(&self, index: Index) -> u32 {
+        self.word32(index.offset()).load(Ordering::Acquire)
+    }
+
+    /// Publishes an index, and all that was written before.
+    pub(crate) fn set_index(&self, index: Index, value: u32) {
+        self.word32(index.offset()).store(value, Ordering::Release);
+    }
+
+    /// The message byte.
+    pub(crate) fn message(&self) -> u8 {
+        let address = self.address(offset_of!(RingHeader, message), 1);
+        // SAFETY: inside the mapping (`address` checks), which lives as long as `self`; a byte has no
+        // alignment; this process only accesses it atomically.
+        unsafe { AtomicU8::from_ptr(address) }.load(Ordering::Relaxed)
+    }
+
+    /// Copies out the entry of request `index`, each of its bytes once.
+    pub(crate) fn entry(&self, index: u32) -> [u8; ENTRY_SIZE] {
+        let base = entry_offset(index);
+        let mut copy = [0; ENTRY_SIZE];
+        for (number, bytes) in copy.as_chunks_mut::<8>().0.iter_mut().enumerate() {
+            *bytes = self
+                .word64(base + 8 * number)
+                .load(Ordering::Relaxed)
+                .to_ne_bytes();
+        }
+        copy
+    }
+
+    /// Writes response `index`: 16 bytes as two words.
+    pub(crate) fn write_response(&self, index: u32, words: [u64; 2]) {
+        let base = entry_offset(index);
+        for (number, word) in words.into_iter().enumerate() {
+            self.word64(base + 8 * number)
+                .store(word, Ordering::Relaxed);
+        }
+    }
+
+    /// The data pages: where they start, and their size in bytes.
+    pub(crate) fn data_area(&self) -> (*mut u8, usize) {
+        (self.address(PAGE_SIZE, DATA_SIZE), DATA_SIZE)
+    }
+
+    /// Copies bytes out of the data pages.
+    ///
+    /// # Panics
+    /// When they are not inside.
+    pub(crate) fn copy_out(&self, offset: usize, bytes: &mut [u8]) {
+        let source = self.data_address(offset, bytes.len());
+        // SAFETY: `source` has `bytes.len()` bytes inside the mapping (checked), `bytes` as many; they
+        // cannot overlap, since no reference to the shared pages exists. Should the other side write
+        // at the same time the copy holds a mixture, which nobody interprets here.
+        unsafe { std::ptr::copy_nonoverlapping(source, bytes.as_mut_ptr(), bytes.len()) }
+    }
+
+    /// Copies bytes into the data pages.
+    ///
+    /// # Panics
+    /// When they do not fit inside.
+    pub(crate) fn copy_in(&self, offset: usize, bytes: &[u8]) {
+        let target = self.data_address(offset, bytes.len());
+        // SAFETY: as in `copy_out`, in the other direction; the mapping is writable.
+        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), target, bytes.len()) }
+    }
+
+    fn data_address(&self, offset: usize, len: usize) -> *mut u8 {
+        let end = offset.checked_add(len);
+        assert!(
+            end.is_some_and(|end| end <= DATA_SIZE),
+            "{offset}+{len} of {DATA_SIZE} data bytes"
+        );
+        self.address(PAGE_SIZE + offset, len)
+    }
+
+    /// The address of `len` bytes at `offset` of the mapping.
+    fn address(&self, offset: usize, len: usize) -> *mut u8 {
+        let end = offset.checked_add(len);
+        assert!(
+            end.is_some_and(|end| end <= MAP_SIZE),
+            "{offset}+{len} of {MAP_SIZE} mapped bytes"
+        );
+        self.map.as_mut_ptr().wrapping_add(offset)
+    }
+
+    fn word32(&self, offset: usize) -> &AtomicU32 {
+        assert!(offset.is_multiple_of(4));
+        let address = self.address(offset, 4).cast();
+        // SAFETY: inside the mapping (`address` checks), which lives as long as `self`; aligned, since
+        // the mapping starts on a page; this process only accesses it atomically.
+        unsafe { AtomicU32::from_ptr(address) }
+    }
+
+    fn word64(&self, offset: usize) -> &AtomicU64 {
+        assert!(offset.is_multiple_of(8));
+        let address = self.address(offset, 8).cast();
+        // SAFETY: as in `word32`. Entries are accessed as 64-bit words only, the header (below byte
+        // 64) as 32-bit words and one byte; only a hostile simulated kernel mixes them.
+        unsafe { AtomicU64::from_ptr(address) }
+    }
+}
+
+/// What only the simulated kernel does to the pages.
+#[cfg(feature = "sim")]
+impl Pages {
+    /// Writes the entry of request `index`.
+    pub(crate) fn write_entry(&self, index: u32, words: &[u64; ENTRY_SIZE / 8]) {
+        let base = entry_offset(index);
+        for (number, word) in words.iter().enumerate() {
+            self.word64(base + 8 * number)
+                .store(*word, Ordering::Relaxed);
+        }
+    }
+
+    /// Reads response `index`.
+    pub(crate) fn response(&self, index: u32) -> [u64; 2] {
+        let base = entry_offset(index);
+        [0, 8].map(|offset| self.word64(base + offset).load(Ordering::Relaxed))
+    }
+
+    /// Writes one word of the ring's page, aligned to 4 bytes.
+    pub(crate) fn write_ring_word(&self, offset: usize, value: u32) {
+        assert!(offset < PAGE_SIZE, "{offset} is not in the ring's page");
+        self.word32(offset).store(value, Ordering::Relaxed);
+    }
+
+    /// Sets the message byte.
+    pub(crate) fn set_message(&self, message: u8) {
+        let address = self.address(offset_of!(RingHeader, message), 1);
+        // SAFETY: as in `message`.
+        unsafe { AtomicU8::from_ptr(address) }.store(message, Ordering::Relaxed);
+    }
+
+    /// Fills bytes of the data pages.
+    pub(crate) fn fill(&self, offset: usize, len: usize, value: u8) {
+        let target = self.data_address(offset, len);
+        // SAFETY: `len` bytes inside the mapping (checked), which is writable; any byte is valid there.
+        unsafe { std::ptr::write_bytes(target, value, len) }
+    }
+}
+
+fn entry_offset(index: u32) -> usize {
+    offset_of!(RingPage, entries) + (index % RING_ENTRIES) as usize * ENTRY_SIZE
+}
+
+impl Drop for Pages {
+    fn drop(&mut self) {
+        if !self.leaked {
+            // SAFETY: dropped once, here, and not used afterwards.
+            unsafe { ManuallyDrop::drop(&mut self.map) };
+        }
+    }
+}
