@@ -38,6 +38,11 @@ impl Deadline {
         }
     }
 
+    /// `Err` when it has passed.
+    pub(crate) fn check(self) -> Result<(), Errno> {
+        self.left().map(drop)
+    }
+
     /// Waits until the descriptor is ready for `events`, or hung up.
     pub(crate) fn wait(self, fd: &impl AsFd, events: PollFlags) -> Result<(), Errno> {
         loop {

@@ -62,6 +62,15 @@ impl ControlError {
         Self::with_status(kind, errno, attempt)
     }
 
+    /// The same error, which also tells what it left behind.
+    #[must_use]
+    pub fn with_note(self, note: &str) -> Self {
+        Self {
+            attempt: format!("{} [{note}]", self.attempt),
+            ..self
+        }
+    }
+
     /// What a caller decides by.
     #[must_use]
     pub fn kind(&self) -> ErrorKind {

@@ -13,11 +13,14 @@
 #![forbid(unsafe_code)]
 
 pub mod client;
+pub mod compose;
 mod connection;
 pub mod error;
+pub mod list;
 pub mod message;
 pub mod minor;
 pub mod paths;
+pub mod spawn;
 pub mod statistics;
 #[cfg(test)]
 mod test_dir;

@@ -19,6 +19,10 @@ impl TestDir {
         Self { path }
     }
 
+    pub(crate) fn path(&self) -> &std::path::Path {
+        &self.path
+    }
+
     pub(crate) fn paths(&self) -> Paths {
         Paths::new(
             self.path.join("run"),

@@ -1,0 +1,220 @@
+//! All disks of all tapdisks, and all minors without one: a three-way outer join.
+//!
+//! ```text
+//!   markers   tapdisk/tapdisk-<minor>   1       ctl100: 1     pid=100 minor=1 state=.. type:path
+//!   sockets   ctl<pid>, asked for PID   2       ctl200: -     pid=200
+//!   disks     each socket's LIST                              minor=2
+//! ```
+//!
+//! Order: sockets by name, in each the last attached disk first; then the markers that no disk claimed,
+//! by name. A socket at which nobody answers is passed over in silence and left where it is.
+
+use std::collections::BTreeSet;
+use std::ffi::{OsStr, OsString};
+use std::fs;
+use std::io;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::Path;
+
+use nix::errno::Errno;
+
+use crate::client::Client;
+use crate::error::{ControlError, ErrorKind};
+use crate::message::ListEntry;
+use crate::paths::{Paths, minor_of_marker, pid_of_control_socket};
+
+/// Names of the state bits of a disk.
+pub const STATE_NAMES: [(u32, &str); 10] = [
+    (0x001, "dead"),
+    (0x002, "closed"),
+    (0x004, "quiesce-requested"),
+    (0x008, "quiesced"),
+    (0x010, "pause-requested"),
+    (0x020, "paused"),
+    (0x040, "shutdown-requested"),
+    (0x080, "locking"),
+    (0x100, "log-dropped"),
+    (0x200, "resume-failed"),
+];
+
+/// An image as a disk names it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ImageName {
+    /// Before the first colon: `vhd`, `aio` ...
+    pub kind: OsString,
+    /// All that follows.
+    pub path: OsString,
+}
+
+impl ImageName {
+    /// Splits `type:path` at the first colon.
+    #[must_use]
+    pub fn split(name: &OsStr) -> Option<Self> {
+        let mut parts = name.as_bytes().splitn(2, |byte| *byte == b':');
+        let (kind, path) = (parts.next()?, parts.next()?);
+        Some(Self {
+            kind: OsString::from_vec(kind.to_vec()),
+            path: OsString::from_vec(path.to_vec()),
+        })
+    }
+}
+
+/// One line of the list. What is not known is absent; pid and minor never both are.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Row {
+    /// The tapdisk.
+    pub pid: Option<i32>,
+    /// The disk.
+    pub minor: Option<u16>,
+    /// Its state bits, see [`STATE_NAMES`]; present when there is a tapdisk and a disk.
+    pub state: Option<u32>,
+    /// Its image while one is open.
+    pub image: Option<ImageName>,
+}
+
+/// Everything.
+///
+/// # Errors
+/// When the run directory cannot be read; one that does not exist holds nothing.
+pub fn list(paths: &Paths) -> Result<Vec<Row>, ControlError> {
+    let mut orphans: Vec<u16> = names(&paths.marker_dir())?
+        .iter()
+        .filter_map(|name| minor_of_marker(name))
+        .collect();
+    let mut rows = Vec::new();
+    for pid in names(paths.run_dir())?
+        .iter()
+        .filter_map(|name| pid_of_control_socket(name))
+    {
+        let client = Client::new(paths, pid);
+        if client.pid().is_err() {
+            continue;
+        }
+        match disks(&client) {
+            Ok(disks) if !disks.is_empty() => rows.extend(disks),
+            // It has none yet, or went away just now: what is known of it is that it was there.
+            _ => rows.push(Row {
+                pid: Some(pid),
+                ..Row::default()
+            }),
+        }
+    }
+    let claimed: BTreeSet<u16> = rows.iter().filter_map(|row| row.minor).collect();
+    orphans.retain(|minor| !claimed.contains(minor));
+    rows.extend(orphans.into_iter().map(|minor| Row {
+        minor: Some(minor),
+        ..Row::default()
+    }));
+    Ok(rows)
+}
+
+/// The disks of one tapdisk; nothing when nobody answers at its socket.
+///
+/// # Errors
+/// EPROTO, ENOENT or ECONNREFUSED when it goes away in between, ETIMEDOUT when it hangs.
+pub fn list_process(paths: &Paths, pid: i32) -> Result<Vec<Row>, ControlError> {
+    let client = Client::new(paths, pid);
+    if client.pid().is_err() {
+        return Ok(Vec::new());
+    }
+    let mut rows = disks(&client)?;
+    if rows.is_empty() {
+        rows.push(Row {
+            pid: Some(pid),
+            ..Row::default()
+        });
+    }
+    Ok(rows)
+}
+
+fn disks(client: &Client) -> Result<Vec<Row>, ControlError> {
+    let entries = client.list()?;
+    entries
+        .into_iter()
+        .rev()
+        .map(|entry| row(client.process(), &entry))
+        .collect()
+}
+
+fn row(pid: i32, entry: &ListEntry) -> Result<Row, ControlError> {
+    let mut row = Row {
+        pid: Some(pid),
+        minor: Some(entry.minor),
+        state: Some(entry.state),
+        image: None,
+    };
+    if !entry.path.is_empty() {
+        row.image = ImageName::split(&entry.path);
+        if row.image.is_none() {
+            let attempt = format!(
+                "Listing tapdisk {pid}: minor {} has image {:?}, want type:path",
+                entry.minor, entry.path
+            );
+            return Err(ControlError::new(
+                ErrorKind::Protocol,
+                Errno::EPROTO,
+                attempt,
+            ));
+        }
+    }
+    Ok(row)
+}
+
+/// The names in a directory, sorted by bytes.
+fn names(dir: &Path) -> Result<Vec<String>, ControlError> {
+    let failed = |error: &io::Error| {
+        let attempt = format!("Reading the directory {}", dir.display());
+        ControlError::system(ErrorKind::System, error, attempt)
+    };
+    let entries = match fs::read_dir(dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(failed(&error)),
+        Ok(entries) => entries,
+    };
+    let mut names = Vec::new();
+    for entry in entries {
+        let name = entry.map_err(|error| failed(&error))?.file_name();
+        names.extend(name.into_string().ok());
+    }
+    names.sort_unstable();
+    Ok(names)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_image_is_split_at_the_first_colon() {
+        let name = ImageName::split(OsStr::new("nbd:unix:/a b=c")).unwrap();
+        assert_eq!(
+            name,
+            ImageName {
+                kind: "nbd".into(),
+                path: "unix:/a b=c".into()
+            }
+        );
+        let name = ImageName::split(OsStr::new(":")).unwrap();
+        assert_eq!(
+            name,
+            ImageName {
+                kind: "".into(),
+                path: "".into()
+            }
+        );
+        assert_eq!(ImageName::split(OsStr::new("vhd")), None);
+    }
+
+    #[test]
+    fn no_directory_is_an_empty_list() {
+        let paths = Paths::new("/nonexistent/run", "/nonexistent/dev", "/nonexistent/shm");
+        assert_eq!(list(&paths), Ok(Vec::new()));
+        assert_eq!(list_process(&paths, 1), Ok(Vec::new()));
+    }
+
+    #[test]
+    fn every_state_bit_has_one_name() {
+        let bits = STATE_NAMES.iter().fold(0, |bits, (bit, _)| bits | bit);
+        assert_eq!(bits, 0x3ff);
+    }
+}
