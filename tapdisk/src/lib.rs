@@ -12,5 +12,6 @@ pub mod frontend;
 pub mod memory;
 pub mod queue;
 pub mod request;
+pub mod statistics;
 pub mod status;
 pub mod time;

@@ -53,7 +53,10 @@ pub struct Segments {
 
 impl Segments {
     /// No memory: flush, trim, write zeroes, block status.
-    pub const NONE: Self = Self { items: [Segment::EMPTY; SEGMENTS_MAX], count: 0 };
+    pub const NONE: Self = Self {
+        items: [Segment::EMPTY; SEGMENTS_MAX],
+        count: 0,
+    };
 
     /// One piece.
     #[must_use]
@@ -69,14 +72,19 @@ impl Segments {
     /// When there are [`SEGMENTS_MAX`] pieces already: the door checks the count before.
     pub fn push(&mut self, segment: Segment) {
         let count = usize::from(self.count);
-        if let Some(last) = count.checked_sub(1).and_then(|index| self.items.get_mut(index))
+        if let Some(last) = count
+            .checked_sub(1)
+            .and_then(|index| self.items.get_mut(index))
             && last.region == segment.region
             && last.offset + last.len == segment.offset
         {
             last.len += segment.len;
             return;
         }
-        assert!(count < SEGMENTS_MAX, "a request has at most {SEGMENTS_MAX} segments");
+        assert!(
+            count < SEGMENTS_MAX,
+            "a request has at most {SEGMENTS_MAX} segments"
+        );
         self.items[count] = segment;
         self.count += 1;
     }
@@ -90,7 +98,10 @@ impl Segments {
     /// The sum of the lengths, in bytes.
     #[must_use]
     pub fn bytes(&self) -> u64 {
-        self.as_slice().iter().map(|segment| u64::from(segment.len)).sum()
+        self.as_slice()
+            .iter()
+            .map(|segment| u64::from(segment.len))
+            .sum()
     }
 }
 
@@ -153,7 +164,10 @@ pub struct Answer {
 
 impl From<Status> for Answer {
     fn from(status: Status) -> Self {
-        Self { status, extent: None }
+        Self {
+            status,
+            extent: None,
+        }
     }
 }
 
@@ -174,7 +188,11 @@ mod tests {
     use crate::memory::RegionId;
 
     fn segment(offset: u32, len: u32) -> Segment {
-        Segment { region: RegionId::Ring, offset, len }
+        Segment {
+            region: RegionId::Ring,
+            offset,
+            len,
+        }
     }
 
     #[test]
@@ -189,7 +207,11 @@ mod tests {
     #[test]
     fn segments_of_different_regions_stay_apart() {
         let mut segments = Segments::one(segment(0, 512));
-        segments.push(Segment { region: RegionId::Arena, offset: 512, len: 512 });
+        segments.push(Segment {
+            region: RegionId::Arena,
+            offset: 512,
+            len: 512,
+        });
         assert_eq!(segments.as_slice().len(), 2);
     }
 

@@ -34,8 +34,16 @@ pub(super) struct Buddy {
 impl Buddy {
     /// All of `count` pages free; `count` is a power of two below 2^20.
     pub(super) fn new(count: usize) -> Self {
-        assert!(count.is_power_of_two() && count < 1 << ORDERS, "{count} pages");
-        let inside = Page { order: 0, state: State::Inside, next: NONE, previous: NONE };
+        assert!(
+            count.is_power_of_two() && count < 1 << ORDERS,
+            "{count} pages"
+        );
+        let inside = Page {
+            order: 0,
+            state: State::Inside,
+            next: NONE,
+            previous: NONE,
+        };
         let mut buddy = Self {
             pages: vec![inside; count].into(),
             heads: [NONE; ORDERS],
@@ -70,15 +78,19 @@ impl Buddy {
     /// Gives back the run that starts at `page`.
     pub(super) fn free(&mut self, mut page: u32) {
         let first = self.pages[page as usize];
-        assert!(first.state == State::Used, "page {page} is not the start of a buffer in use");
+        assert!(
+            first.state == State::Used,
+            "page {page} is not the start of a buffer in use"
+        );
         let mut order = u32::from(first.order);
         self.free += 1 << order;
         self.pages[page as usize].state = State::Inside;
         loop {
             let buddy = page ^ (1 << order);
-            let joins = self.pages.get(buddy as usize).is_some_and(|other| {
-                other.state == State::Free && u32::from(other.order) == order
-            });
+            let joins = self
+                .pages
+                .get(buddy as usize)
+                .is_some_and(|other| other.state == State::Free && u32::from(other.order) == order);
             if !joins {
                 break;
             }
@@ -103,7 +115,12 @@ impl Buddy {
     }
 
     fn unlink(&mut self, page: u32) {
-        let Page { order, next, previous, .. } = self.pages[page as usize];
+        let Page {
+            order,
+            next,
+            previous,
+            ..
+        } = self.pages[page as usize];
         if previous == NONE {
             self.heads[usize::from(order)] = next;
         } else {

@@ -53,7 +53,11 @@ pub struct Segment {
 
 impl Segment {
     /// No memory.
-    pub const EMPTY: Self = Self { region: RegionId::Arena, offset: 0, len: 0 };
+    pub const EMPTY: Self = Self {
+        region: RegionId::Arena,
+        offset: 0,
+        len: 0,
+    };
 
     /// The part of it that starts `offset` bytes in and is `len` bytes long.
     ///
@@ -61,9 +65,19 @@ impl Segment {
     /// When the part is not inside.
     #[must_use]
     pub fn part(self, offset: u32, len: u32) -> Self {
-        let end = offset.checked_add(len).expect("lengths of segments are small");
-        assert!(end <= self.len, "part {offset}+{len} of a segment of {} bytes", self.len);
-        Self { region: self.region, offset: self.offset + offset, len }
+        let end = offset
+            .checked_add(len)
+            .expect("lengths of segments are small");
+        assert!(
+            end <= self.len,
+            "part {offset}+{len} of a segment of {} bytes",
+            self.len
+        );
+        Self {
+            region: self.region,
+            offset: self.offset + offset,
+            len,
+        }
     }
 }
 
@@ -98,7 +112,10 @@ impl Memory {
         let bytes = bytes.next_power_of_two().max(PAGE_SIZE as usize);
         let mapping = MmapRaw::from(MmapMut::map_anon(bytes)?);
         Ok(Self {
-            arena: Region { base: mapping.as_mut_ptr(), len: bytes },
+            arena: Region {
+                base: mapping.as_mut_ptr(),
+                len: bytes,
+            },
             ring: None,
             buddy: Buddy::new(bytes / PAGE_SIZE as usize),
             iovecs: vec![NO_IOVEC; SOCKET_IOVECS_MAX].into(),
@@ -126,7 +143,11 @@ impl Memory {
     pub fn allocate(&mut self, bytes: u32) -> Option<Segment> {
         let pages = bytes.div_ceil(PAGE_SIZE).max(1);
         let page = self.buddy.allocate(pages)?;
-        Some(Segment { region: RegionId::Arena, offset: page * PAGE_SIZE, len: bytes })
+        Some(Segment {
+            region: RegionId::Arena,
+            offset: page * PAGE_SIZE,
+            len: bytes,
+        })
     }
 
     /// Gives a buffer back: the very segment that [`Memory::allocate`] gave.
@@ -134,8 +155,14 @@ impl Memory {
     /// # Panics
     /// When it is not one.
     pub fn free(&mut self, segment: Segment) {
-        assert!(segment.region == RegionId::Arena, "only buffers of the arena are freed");
-        assert!(segment.offset.is_multiple_of(PAGE_SIZE), "a buffer starts on a page");
+        assert!(
+            segment.region == RegionId::Arena,
+            "only buffers of the arena are freed"
+        );
+        assert!(
+            segment.offset.is_multiple_of(PAGE_SIZE),
+            "a buffer starts on a page"
+        );
         self.buddy.free(segment.offset / PAGE_SIZE);
     }
 
@@ -152,7 +179,9 @@ impl Memory {
     fn address(&self, segment: Segment) -> *mut u8 {
         let region = match segment.region {
             RegionId::Arena => self.arena,
-            RegionId::Ring => self.ring.expect("segments of the ring exist only while it is mapped"),
+            RegionId::Ring => self
+                .ring
+                .expect("segments of the ring exist only while it is mapped"),
         };
         let (offset, len) = (segment.offset as usize, segment.len as usize);
         assert!(
@@ -166,7 +195,10 @@ impl Memory {
 
     /// The segment as the kernel takes it.
     pub(crate) fn iovec(&self, segment: Segment) -> libc::iovec {
-        libc::iovec { iov_base: self.address(segment).cast(), iov_len: segment.len as usize }
+        libc::iovec {
+            iov_base: self.address(segment).cast(),
+            iov_len: segment.len as usize,
+        }
     }
 
     /// Fills it with zeros.
@@ -221,7 +253,8 @@ impl Memory {
         let mut header = self.message(segments);
         // SAFETY: the header names `count` initialised iovecs of live, writable mappings, checked by
         // `address`; both outlive the call.
-        let result = unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut header, libc::MSG_DONTWAIT) };
+        let result =
+            unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut header, libc::MSG_DONTWAIT) };
         usize::try_from(result).map_err(|_| io::Error::last_os_error())
     }
 
@@ -250,7 +283,10 @@ impl Memory {
     }
 }
 
-const NO_IOVEC: libc::iovec = libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 };
+const NO_IOVEC: libc::iovec = libc::iovec {
+    iov_base: std::ptr::null_mut(),
+    iov_len: 0,
+};
 
 impl Drop for Memory {
     fn drop(&mut self) {
@@ -299,13 +335,22 @@ mod tests {
     #[should_panic(expected = "outside its region")]
     fn asserts_on_a_segment_past_the_region() {
         let memory = Memory::new(8192).unwrap();
-        let _ = memory.iovec(Segment { region: RegionId::Arena, offset: 8192, len: 1 });
+        let _ = memory.iovec(Segment {
+            region: RegionId::Arena,
+            offset: 8192,
+            len: 1,
+        });
     }
 
     #[test]
     #[should_panic(expected = "part 1+4096")]
     fn asserts_on_a_part_past_its_segment() {
-        let _ = Segment { region: RegionId::Arena, offset: 0, len: 4096 }.part(1, 4096);
+        let _ = Segment {
+            region: RegionId::Arena,
+            offset: 0,
+            len: 4096,
+        }
+        .part(1, 4096);
     }
 
     #[test]
