@@ -10,6 +10,7 @@
 
 pub mod frontend;
 pub mod memory;
+pub mod process;
 pub mod queue;
 pub mod request;
 pub mod statistics;
