@@ -53,10 +53,7 @@ pub struct Segments {
 
 impl Segments {
     /// No memory: flush, trim, write zeroes, block status.
-    pub const NONE: Self = Self {
-        items: [Segment::EMPTY; SEGMENTS_MAX],
-        count: 0,
-    };
+    pub const NONE: Self = Self { items: [Segment::EMPTY; SEGMENTS_MAX], count: 0 };
 
     /// One piece.
     #[must_use]
@@ -72,19 +69,14 @@ impl Segments {
     /// When there are [`SEGMENTS_MAX`] pieces already: the door checks the count before.
     pub fn push(&mut self, segment: Segment) {
         let count = usize::from(self.count);
-        if let Some(last) = count
-            .checked_sub(1)
-            .and_then(|index| self.items.get_mut(index))
+        if let Some(last) = count.checked_sub(1).and_then(|index| self.items.get_mut(index))
             && last.region == segment.region
             && last.offset + last.len == segment.offset
         {
             last.len += segment.len;
             return;
         }
-        assert!(
-            count < SEGMENTS_MAX,
-            "a request has at most {SEGMENTS_MAX} segments"
-        );
+        assert!(count < SEGMENTS_MAX, "a request has at most {SEGMENTS_MAX} segments");
         self.items[count] = segment;
         self.count += 1;
     }
@@ -98,10 +90,7 @@ impl Segments {
     /// The sum of the lengths, in bytes.
     #[must_use]
     pub fn bytes(&self) -> u64 {
-        self.as_slice()
-            .iter()
-            .map(|segment| u64::from(segment.len))
-            .sum()
+        self.as_slice().iter().map(|segment| u64::from(segment.len)).sum()
     }
 }
 
@@ -164,10 +153,7 @@ pub struct Answer {
 
 impl From<Status> for Answer {
     fn from(status: Status) -> Self {
-        Self {
-            status,
-            extent: None,
-        }
+        Self { status, extent: None }
     }
 }
 
@@ -188,11 +174,7 @@ mod tests {
     use crate::memory::RegionId;
 
     fn segment(offset: u32, len: u32) -> Segment {
-        Segment {
-            region: RegionId::Ring,
-            offset,
-            len,
-        }
+        Segment { region: RegionId::Ring, offset, len }
     }
 
     #[test]
@@ -207,11 +189,7 @@ mod tests {
     #[test]
     fn segments_of_different_regions_stay_apart() {
         let mut segments = Segments::one(segment(0, 512));
-        segments.push(Segment {
-            region: RegionId::Arena,
-            offset: 512,
-            len: 512,
-        });
+        segments.push(Segment { region: RegionId::Arena, offset: 512, len: 512 });
         assert_eq!(segments.as_slice().len(), 2);
     }
 

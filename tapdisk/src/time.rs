@@ -34,9 +34,7 @@ impl Clock {
     /// A clock that starts at zero now.
     #[must_use]
     pub fn start() -> Self {
-        Self {
-            start: std::time::Instant::now(),
-        }
+        Self { start: std::time::Instant::now() }
     }
 
     /// The time.
@@ -58,9 +56,6 @@ mod tests {
 
     #[test]
     fn after_saturates() {
-        assert_eq!(
-            Now(u64::MAX - 1).after(Duration::from_secs(1)),
-            Now(u64::MAX)
-        );
+        assert_eq!(Now(u64::MAX - 1).after(Duration::from_secs(1)), Now(u64::MAX));
     }
 }

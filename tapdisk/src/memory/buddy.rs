@@ -34,16 +34,8 @@ pub(super) struct Buddy {
 impl Buddy {
     /// All of `count` pages free; `count` is a power of two below 2^20.
     pub(super) fn new(count: usize) -> Self {
-        assert!(
-            count.is_power_of_two() && count < 1 << ORDERS,
-            "{count} pages"
-        );
-        let inside = Page {
-            order: 0,
-            state: State::Inside,
-            next: NONE,
-            previous: NONE,
-        };
+        assert!(count.is_power_of_two() && count < 1 << ORDERS, "{count} pages");
+        let inside = Page { order: 0, state: State::Inside, next: NONE, previous: NONE };
         let mut buddy = Self {
             pages: vec![inside; count].into(),
             heads: [NONE; ORDERS],
@@ -78,10 +70,7 @@ impl Buddy {
     /// Gives back the run that starts at `page`.
     pub(super) fn free(&mut self, mut page: u32) {
         let first = self.pages[page as usize];
-        assert!(
-            first.state == State::Used,
-            "page {page} is not the start of a buffer in use"
-        );
+        assert!(first.state == State::Used, "page {page} is not the start of a buffer in use");
         let mut order = u32::from(first.order);
         self.free += 1 << order;
         self.pages[page as usize].state = State::Inside;
@@ -115,12 +104,7 @@ impl Buddy {
     }
 
     fn unlink(&mut self, page: u32) {
-        let Page {
-            order,
-            next,
-            previous,
-            ..
-        } = self.pages[page as usize];
+        let Page { order, next, previous, .. } = self.pages[page as usize];
         if previous == NONE {
             self.heads[usize::from(order)] = next;
         } else {

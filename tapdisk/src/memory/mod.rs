@@ -53,11 +53,7 @@ pub struct Segment {
 
 impl Segment {
     /// No memory.
-    pub const EMPTY: Self = Self {
-        region: RegionId::Arena,
-        offset: 0,
-        len: 0,
-    };
+    pub const EMPTY: Self = Self { region: RegionId::Arena, offset: 0, len: 0 };
 
     /// The part of it that starts `offset` bytes in and is `len` bytes long.
     ///
@@ -65,19 +61,9 @@ impl Segment {
     /// When the part is not inside.
     #[must_use]
     pub fn part(self, offset: u32, len: u32) -> Self {
-        let end = offset
-            .checked_add(len)
-            .expect("lengths of segments are small");
-        assert!(
-            end <= self.len,
-            "part {offset}+{len} of a segment of {} bytes",
-            self.len
-        );
-        Self {
-            region: self.region,
-            offset: self.offset + offset,
-            len,
-        }
+        let end = offset.checked_add(len).expect("lengths of segments are small");
+        assert!(end <= self.len, "part {offset}+{len} of a segment of {} bytes", self.len);
+        Self { region: self.region, offset: self.offset + offset, len }
     }
 }
 
@@ -112,10 +98,7 @@ impl Memory {
         let bytes = bytes.next_power_of_two().max(PAGE_SIZE as usize);
         let mapping = MmapRaw::from(MmapMut::map_anon(bytes)?);
         Ok(Self {
-            arena: Region {
-                base: mapping.as_mut_ptr(),
-                len: bytes,
-            },
+            arena: Region { base: mapping.as_mut_ptr(), len: bytes },
             ring: None,
             buddy: Buddy::new(bytes / PAGE_SIZE as usize),
             iovecs: vec![NO_IOVEC; SOCKET_IOVECS_MAX].into(),
@@ -143,11 +126,7 @@ impl Memory {
     pub fn allocate(&mut self, bytes: u32) -> Option<Segment> {
         let pages = bytes.div_ceil(PAGE_SIZE).max(1);
         let page = self.buddy.allocate(pages)?;
-        Some(Segment {
-            region: RegionId::Arena,
-            offset: page * PAGE_SIZE,
-            len: bytes,
-        })
+        Some(Segment { region: RegionId::Arena, offset: page * PAGE_SIZE, len: bytes })
     }
 
     /// Gives a buffer back: the very segment that [`Memory::allocate`] gave.
@@ -155,14 +134,8 @@ impl Memory {
     /// # Panics
     /// When it is not one.
     pub fn free(&mut self, segment: Segment) {
-        assert!(
-            segment.region == RegionId::Arena,
-            "only buffers of the arena are freed"
-        );
-        assert!(
-            segment.offset.is_multiple_of(PAGE_SIZE),
-            "a buffer starts on a page"
-        );
+        assert!(segment.region == RegionId::Arena, "only buffers of the arena are freed");
+        assert!(segment.offset.is_multiple_of(PAGE_SIZE), "a buffer starts on a page");
         self.buddy.free(segment.offset / PAGE_SIZE);
     }
 
@@ -179,9 +152,9 @@ impl Memory {
     fn address(&self, segment: Segment) -> *mut u8 {
         let region = match segment.region {
             RegionId::Arena => self.arena,
-            RegionId::Ring => self
-                .ring
-                .expect("segments of the ring exist only while it is mapped"),
+            RegionId::Ring => {
+                self.ring.expect("segments of the ring exist only while it is mapped")
+            }
         };
         let (offset, len) = (segment.offset as usize, segment.len as usize);
         assert!(
@@ -195,10 +168,7 @@ impl Memory {
 
     /// The segment as the kernel takes it.
     pub(crate) fn iovec(&self, segment: Segment) -> libc::iovec {
-        libc::iovec {
-            iov_base: self.address(segment).cast(),
-            iov_len: segment.len as usize,
-        }
+        libc::iovec { iov_base: self.address(segment).cast(), iov_len: segment.len as usize }
     }
 
     /// Fills it with zeros.
@@ -283,10 +253,7 @@ impl Memory {
     }
 }
 
-const NO_IOVEC: libc::iovec = libc::iovec {
-    iov_base: std::ptr::null_mut(),
-    iov_len: 0,
-};
+const NO_IOVEC: libc::iovec = libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 };
 
 impl Drop for Memory {
     fn drop(&mut self) {
@@ -335,22 +302,13 @@ mod tests {
     #[should_panic(expected = "outside its region")]
     fn asserts_on_a_segment_past_the_region() {
         let memory = Memory::new(8192).unwrap();
-        let _ = memory.iovec(Segment {
-            region: RegionId::Arena,
-            offset: 8192,
-            len: 1,
-        });
+        let _ = memory.iovec(Segment { region: RegionId::Arena, offset: 8192, len: 1 });
     }
 
     #[test]
     #[should_panic(expected = "part 1+4096")]
     fn asserts_on_a_part_past_its_segment() {
-        let _ = Segment {
-            region: RegionId::Arena,
-            offset: 0,
-            len: 4096,
-        }
-        .part(1, 4096);
+        let _ = Segment { region: RegionId::Arena, offset: 0, len: 4096 }.part(1, 4096);
     }
 
     #[test]
