@@ -1,1 +1,530 @@
-//! The queue: placeholder
+//! The queue: the one place of the daemon that does file I/O.
+//!
+//! ```text
+//!   push*  ──>  waiting (FIFO)  ──submit──>  engine or helper thread  ──reap──>  completions
+//!                   ^   merged where file-contiguous       │
+//!                   └── short: go on from there <──────────┤
+//!                   └── a merge that failed: parts alone <─┘
+//! ```
+//!
+//! One owner, one thread: a loop turn is `reap`, work, `push` as often as there is room, one `submit`.
+//! The engine (Linux AIO, io_uring, plain system calls, a simulation) is chosen when the queue is
+//! made; all of them give the same results and the same file contents for the same requests.
+//!
+//! Invariants:
+//! * An I/O is in exactly one place: waiting, in the engine, with the helper thread, or among the
+//!   completions that `reap` has not handed out yet. Its key (index and generation) names it there.
+//! * What was pushed first is submitted first. Only a continuation goes to the front: it is the older
+//!   one.
+//! * `Done` means all of it: a short result is continued, an I/O merged with neighbours that failed is
+//!   run again alone.
+//! * Nothing is allocated after [`Queue::new`], but for the helper thread when it is first needed.
+//!
+//! What the caller owes:
+//! * The memory of an I/O stays mapped, and is not used for anything else, until its completion was
+//!   reaped. When a queue with [`Queue::in_flight`] above zero is given up, the memory is left behind
+//!   ([`Memory::leak`]).
+//! * Order: I/Os in flight at the same time may be done in any order. Who needs one after the other
+//!   pushes the second after reaping the first. A flush covers the writes whose completions were
+//!   reaped before it was pushed, and no others.
+//! * After `submit` the loop sleeps only when [`Queue::is_ready`] is false: some I/Os end inside
+//!   `submit`, with no event to tell.
+
+mod blocking;
+mod engine;
+mod files;
+mod settle;
+pub mod sim;
+mod submit;
+mod sys;
+mod table;
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use mio::unix::SourceFd;
+use mio::{Interest, Registry};
+use nix::errno::Errno;
+use nix::sys::eventfd::{EfdFlags, EventFd};
+
+use crate::memory::{Memory, Segment};
+use crate::request::{Extent, SEGMENTS_MAX};
+use crate::status::Status;
+
+use blocking::Worker;
+use engine::{Engine, Raw};
+use files::Files;
+use sim::Sim;
+use sys::iovecs::Iovecs;
+use table::Table;
+
+pub use engine::{EngineKind, UnknownEngine};
+pub use files::{FILES_MAX, FileId};
+
+/// The most iovecs of one merged I/O; docs/queue.md has the measurement.
+pub const MERGE_IOVECS_MAX: usize = 64;
+
+/// The most bytes of one merged I/O; docs/queue.md has the measurement.
+pub const MERGE_BYTES_MAX: u64 = 1 << 20;
+
+/// How long a queue that is dropped with I/O in flight waits for it before it leaves it behind.
+///
+/// One second: its owner has waited already, by its own patience; this is for the last stragglers.
+const DROP_PATIENCE: Duration = Duration::from_secs(1);
+
+/// The caller's name for an I/O; it comes back with the completion, unread.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Tag(pub u64);
+
+/// What to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IoOp {
+    /// Fill the segments from the file. A read past the end of the file fails with EIO.
+    Read,
+    /// Put the segments into the file.
+    Write {
+        /// The data is on stable storage when it is done.
+        durable: bool,
+    },
+    /// What was written before (see the module) is on stable storage when it is done. Range unused.
+    Flush,
+    /// The range may lose its contents. Advice: done also where the file cannot do it.
+    Trim,
+    /// The range, inside the file, reads as zeros afterwards; EOPNOTSUPP when the file cannot do it
+    /// without writing zeros.
+    WriteZeroes {
+        /// The range may become a hole.
+        may_punch: bool,
+        /// The change is on stable storage when it is done.
+        durable: bool,
+    },
+    /// What the start of the range holds, as far as the file system tells.
+    Status,
+}
+
+impl IoOp {
+    /// Whether its segments carry data.
+    #[must_use]
+    pub fn has_data(self) -> bool {
+        matches!(self, Self::Read | Self::Write { .. })
+    }
+}
+
+/// One I/O on one file.
+#[derive(Clone, Copy, Debug)]
+pub struct Io<'a> {
+    /// The caller's name for it.
+    pub tag: Tag,
+    /// What to do.
+    pub op: IoOp,
+    /// Where.
+    pub file: FileId,
+    /// The first byte in the file.
+    pub offset: u64,
+    /// How many bytes: at least one but for a flush; for reads and writes the sum of the segments.
+    pub len: u64,
+    /// At most [`SEGMENTS_MAX`], in order; empty but for reads and writes.
+    pub segments: &'a [Segment],
+}
+
+/// The end of an I/O.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Completion {
+    /// The caller's name for it.
+    pub tag: Tag,
+    /// How it ended. A write that failed may have changed any part of its range.
+    pub status: Status,
+    /// Only for [`IoOp::Status`] that is done.
+    pub extent: Option<Extent>,
+}
+
+/// The sizes of a queue.
+#[derive(Clone, Copy, Debug)]
+pub struct QueueConfig {
+    /// I/Os that the queue knows at once: waiting, running, or not reaped yet.
+    pub capacity: usize,
+    /// I/Os (merged ones count once) that the engine holds at once.
+    pub engine_depth: usize,
+    /// The most iovecs of a merged I/O; 1 turns merging off.
+    pub merge_iovecs: usize,
+    /// The most bytes of a merged I/O.
+    pub merge_bytes: u64,
+}
+
+impl Default for QueueConfig {
+    /// 256: 32 ring slots of a disk with eight parts each; more only wait in the device.
+    fn default() -> Self {
+        Self {
+            capacity: 256,
+            engine_depth: 256,
+            merge_iovecs: MERGE_IOVECS_MAX,
+            merge_bytes: MERGE_BYTES_MAX,
+        }
+    }
+}
+
+/// Counters since the queue was made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct QueueStats {
+    /// I/Os taken.
+    pub pushed: u64,
+    /// I/Os given to the engine; what was merged counts once.
+    pub submitted: u64,
+    /// I/Os that went as a part of a merged one.
+    pub merged: u64,
+    /// Merged I/Os that came back failed or short, so that parts were run alone.
+    pub undone: u64,
+    /// I/Os that the submit after their push left waiting.
+    pub deferred: u64,
+    /// Results below what was asked for, continued from there.
+    pub short: u64,
+    /// I/Os that ran on the calling thread, alone.
+    pub inline: u64,
+    /// I/Os given to the helper thread.
+    pub helped: u64,
+    /// I/Os that ended with an error.
+    pub failed: u64,
+    /// System calls to hand over, run, wait for or collect I/O (not those of the helper thread).
+    pub system_calls: u64,
+}
+
+/// The queue of one disk.
+pub struct Queue {
+    config: QueueConfig,
+    table: Table,
+    iovecs: Iovecs,
+    files: Files,
+    /// Not given to the engine yet, oldest first.
+    waiting: VecDeque<u32>,
+    /// Given to the engine, not accepted by the kernel yet; heads of groups, oldest first.
+    staged: VecDeque<u32>,
+    /// How many the kernel holds; groups count once.
+    in_kernel: usize,
+    /// How many the helper thread holds.
+    in_worker: usize,
+    /// Pushed since the last submit: tells new deferrals from old ones.
+    fresh: usize,
+    /// Results that are not settled yet.
+    raw: Vec<Raw>,
+    /// Ended, not handed out yet.
+    ready: Vec<Completion>,
+    worker: Option<Worker>,
+    stats: QueueStats,
+    /// After everything that may signal it: the kernel has its own reference.
+    event: Arc<EventFd>,
+    engine: Engine,
+}
+
+impl Queue {
+    /// A queue on the given engine.
+    ///
+    /// # Errors
+    /// What the kernel says; the text tells what is missing and what would help. An AIO context that
+    /// does not fit into the system's limit is tried with half the depth, down to 32.
+    ///
+    /// # Panics
+    /// When a size is zero or absurd (more than 65,535 I/Os, more than 1,024 iovecs).
+    pub fn new(kind: EngineKind, config: QueueConfig) -> io::Result<Self> {
+        Self::open(config, |config, event| Engine::open(kind, config, event))
+    }
+
+    /// A queue on a simulated engine: the same seed gives the same order of completions.
+    ///
+    /// # Panics
+    /// As [`Queue::new`], and when the process has no file descriptor left.
+    #[must_use]
+    pub fn simulated(seed: u64, config: QueueConfig) -> Self {
+        Self::open(config, |config, _| {
+            Ok(Engine::Sim(Box::new(Sim::new(seed, config))))
+        })
+        .expect("a simulated queue needs one file descriptor")
+    }
+
+    fn open(
+        mut config: QueueConfig,
+        engine: impl FnOnce(&mut QueueConfig, &EventFd) -> io::Result<Engine>,
+    ) -> io::Result<Self> {
+        assert!(
+            (1..=65_535).contains(&config.capacity),
+            "capacity {}",
+            config.capacity
+        );
+        assert!(config.engine_depth > 0, "the engine takes at least one I/O");
+        // 1024 is IOV_MAX: what the kernel takes in one call.
+        assert!(
+            (1..=1024).contains(&config.merge_iovecs),
+            "{} iovecs",
+            config.merge_iovecs
+        );
+        config.engine_depth = config.engine_depth.min(config.capacity);
+        let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
+        let event = EventFd::from_value_and_flags(0, flags)?;
+        let engine = engine(&mut config, &event)?;
+        Ok(Self {
+            table: Table::new(config.capacity),
+            iovecs: Iovecs::new(config.capacity),
+            files: Files::new(),
+            waiting: VecDeque::with_capacity(config.capacity),
+            staged: VecDeque::with_capacity(config.capacity),
+            in_kernel: 0,
+            in_worker: 0,
+            fresh: 0,
+            raw: Vec::with_capacity(config.capacity),
+            ready: Vec::with_capacity(config.capacity),
+            worker: None,
+            stats: QueueStats::default(),
+            event: Arc::new(event),
+            engine,
+            config,
+        })
+    }
+
+    /// The simulated engine, to add faults and to let time pass; `None` for a real one.
+    pub fn sim(&mut self) -> Option<&mut Sim> {
+        match &mut self.engine {
+            Engine::Sim(sim) => Some(sim),
+            _ => None,
+        }
+    }
+
+    /// Registers the one event that tells of completions. Nobody needs to read it: every completion
+    /// signals anew, and epoll waits for edges.
+    ///
+    /// # Errors
+    /// What epoll says.
+    pub fn register(&mut self, registry: &Registry, token: mio::Token) -> io::Result<()> {
+        registry.register(
+            &mut SourceFd(&self.event.as_raw_fd()),
+            token,
+            Interest::READABLE,
+        )
+    }
+
+    /// Takes the event out of the loop again.
+    ///
+    /// # Errors
+    /// What epoll says.
+    pub fn deregister(&mut self, registry: &Registry) -> io::Result<()> {
+        registry.deregister(&mut SourceFd(&self.event.as_raw_fd()))
+    }
+
+    /// Adds a file; `None` when there are [`FILES_MAX`] already. A simulated queue works on a copy of
+    /// its present contents.
+    pub fn add_file(&mut self, file: Arc<File>) -> Option<FileId> {
+        let id = self.files.add(file)?;
+        if let Engine::Sim(sim) = &mut self.engine {
+            sim.load(id, self.files.get(id));
+        }
+        Some(id)
+    }
+
+    /// Gives a file up.
+    ///
+    /// # Panics
+    /// When it is not there, or an I/O on it is known to the queue.
+    pub fn remove_file(&mut self, id: FileId) {
+        self.files.remove(id);
+        if let Engine::Sim(sim) = &mut self.engine {
+            sim.unload(id);
+        }
+    }
+
+    /// Whether one more I/O can be pushed.
+    #[must_use]
+    pub fn has_room(&self) -> bool {
+        self.room() > 0
+    }
+
+    /// How many more I/Os can be pushed.
+    #[must_use]
+    pub fn room(&self) -> usize {
+        self.config.capacity - self.table.used() - self.ready.len()
+    }
+
+    /// Takes an I/O; it starts at the next [`Queue::submit`]. No system call.
+    ///
+    /// # Panics
+    /// When there is no room, or the I/O is malformed: no such file, more than [`SEGMENTS_MAX`]
+    /// segments, a segment outside its region, a length that is zero or not the sum of the segments,
+    /// or a range that ends past the largest offset of a file.
+    pub fn push(&mut self, memory: &Memory, io: &Io<'_>) {
+        assert!(self.has_room(), "push without room");
+        assert!(
+            io.segments.len() <= SEGMENTS_MAX,
+            "{} segments",
+            io.segments.len()
+        );
+        assert!(io.len > 0 || io.op == IoOp::Flush, "an I/O of no bytes");
+        let end = io.offset.checked_add(io.len);
+        assert!(
+            end.is_some_and(|end| i64::try_from(end).is_ok()),
+            "range of an I/O: {io:?}"
+        );
+        self.files.begin(io.file);
+        let index = self.table.allocate(io);
+        let bytes = self.iovecs.fill(index, memory, io.segments);
+        let wanted = if io.op.has_data() { io.len } else { 0 };
+        assert!(bytes == wanted, "segments of {bytes} bytes for {wanted}");
+        self.waiting.push_back(index);
+        self.fresh += 1;
+        self.stats.pushed += 1;
+    }
+
+    /// Hands out what has ended; returns how many. No system call when nothing has.
+    ///
+    /// Everything is taken out of the engine before the first one is handed out. A continuation of a
+    /// short I/O found here starts at the next [`Queue::submit`].
+    pub fn reap(&mut self, mut each: impl FnMut(Completion)) -> usize {
+        self.collect();
+        let count = self.ready.len();
+        for completion in self.ready.drain(..) {
+            each(completion);
+        }
+        count
+    }
+
+    /// Takes results out of the engine and the helper thread, and settles them.
+    fn collect(&mut self) {
+        if self.in_kernel > 0 {
+            self.stats.system_calls += self.engine.reap(&mut self.raw);
+        }
+        if self.in_worker > 0
+            && let Some(worker) = &self.worker
+        {
+            worker.reap(&mut self.raw);
+        }
+        for at in 0..self.raw.len() {
+            self.settle(self.raw[at]);
+        }
+        self.raw.clear();
+    }
+
+    /// Waits until `at_least` I/Os have ended (merged ones count once), or for `timeout`, or until a
+    /// signal. For a busy loop that would rather handle several completions per turn: only useful with
+    /// many in flight. `reap` hands them out.
+    pub fn wait_batch(&mut self, at_least: usize, timeout: Duration) {
+        if !self.ready.is_empty() || !self.raw.is_empty() {
+            return;
+        }
+        if self.in_kernel > 0 {
+            let at_least = at_least.clamp(1, self.in_kernel);
+            self.stats.system_calls += 1;
+            self.engine.wait(at_least, timeout, &mut self.raw);
+        } else if self.in_worker > 0
+            && let Some(worker) = &self.worker
+        {
+            worker.wait(timeout, &mut self.raw);
+        }
+    }
+
+    /// Whether a turn of the loop has something to do here although no event may come: completions to
+    /// reap, or I/Os that nothing stands in the way of.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        let idle = self.in_kernel + self.in_worker == 0;
+        !self.ready.is_empty()
+            || !self.raw.is_empty()
+            || (self.in_kernel > 0 && self.engine.has_results())
+            || (idle && !(self.waiting.is_empty() && self.staged.is_empty()))
+    }
+
+    /// Ends what can be ended, for a close that does not wait: what was not handed to the kernel
+    /// completes with ECANCELED; for the rest cancellation is asked for (regular files and disks
+    /// mostly do not know it), and nothing of it is continued or run again. The completions are
+    /// reaped as always; [`Queue::in_flight`] tells what remains.
+    pub fn cancel_all(&mut self) {
+        while let Some(index) = self.waiting.pop_front() {
+            self.finish(index, Status::Failed(Errno::ECANCELED), None);
+        }
+        if self.engine.withdraw_all(self.in_kernel) {
+            while let Some(head) = self.staged.pop_front() {
+                self.finish_group(head, Errno::ECANCELED);
+            }
+        }
+        self.fresh = 0;
+        let Self { table, engine, .. } = self;
+        table.cancel_running(|key| engine.cancel(key));
+    }
+
+    /// How many I/Os the engine and the helper thread hold: memory and files of these may be touched
+    /// at any time.
+    #[must_use]
+    pub fn in_flight(&self) -> usize {
+        self.table.used() - self.waiting.len()
+    }
+
+    /// Whether everything that was pushed was reaped.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        self.table.used() == 0 && self.ready.is_empty()
+    }
+
+    /// Counters.
+    #[must_use]
+    pub fn stats(&self) -> QueueStats {
+        self.stats
+    }
+
+    /// Which engine it runs on.
+    #[must_use]
+    pub fn kind(&self) -> EngineKind {
+        self.engine.kind()
+    }
+
+    /// A person's view of its state, for the debug dump.
+    ///
+    /// # Errors
+    /// What the writer says.
+    pub fn describe(&self, out: &mut dyn std::fmt::Write) -> std::fmt::Result {
+        writeln!(
+            out,
+            "queue: {} engine of depth {}, room for {} of {}; {} waiting, {} staged, \
+             {} in the kernel, {} with the helper thread, {} ended; {} files",
+            self.engine.kind(),
+            self.config.engine_depth,
+            self.room(),
+            self.config.capacity,
+            self.waiting.len(),
+            self.staged.len(),
+            self.in_kernel,
+            self.in_worker,
+            self.ready.len(),
+            self.files.count(),
+        )?;
+        writeln!(out, "queue: {:?}", self.stats)
+    }
+}
+
+impl Drop for Queue {
+    /// Waits a little for what is in flight; what does not come back is left behind: the AIO context
+    /// is then not destroyed (that would wait for ever), the helper thread not joined. The caller's
+    /// memory is the caller's to leak.
+    fn drop(&mut self) {
+        self.cancel_all();
+        self.ready.clear();
+        // Two rounds: the engine, then the helper thread. A signal may cut one short.
+        for _ in 0..2 {
+            self.wait_batch(usize::MAX, DROP_PATIENCE);
+            self.collect();
+            self.ready.clear();
+        }
+        if self.in_kernel > 0 {
+            self.engine.abandon();
+        }
+        if let Some(worker) = self.worker.take() {
+            worker.stop(self.in_worker == 0);
+        }
+    }
+}
+
+impl std::fmt::Debug for Queue {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mut text = String::new();
+        self.describe(&mut text)?;
+        formatter.write_str(text.trim_end())
+    }
+}
