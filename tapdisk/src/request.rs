@@ -3,7 +3,7 @@
 use crate::memory::Segment;
 use crate::status::Status;
 
-/// The most segments of one request: what a ring entry of blktap2 holds (spec 01: 11).
+/// The most segments of one request: what a ring entry of the blktap2 ABI holds.
 pub const SEGMENTS_MAX: usize = 11;
 
 /// The smallest unit of every door, in bytes.
