@@ -9,6 +9,7 @@
 //! ARCHITECTURE.md at the top of the tree has the map, the life of a request and the glossary.
 
 pub mod frontend;
+pub mod log;
 pub mod memory;
 pub mod process;
 pub mod queue;

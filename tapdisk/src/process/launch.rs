@@ -83,8 +83,8 @@ pub fn foreground() -> io::Result<Launch> {
     })
 }
 
-/// Goes into the background: only the daemon returns from this, in a session of its own, at `/`, with
-/// its standard streams at `/dev/null`. The parent waits for its word and exits.
+/// Goes into the background: only the daemon returns from this, in a session of its own, at `/`,
+/// with its standard streams at `/dev/null`. The parent waits for its word and exits.
 ///
 /// # Errors
 /// `Unsupported` when there is another thread; otherwise what the system says.
@@ -138,8 +138,8 @@ fn duplicate_stdout() -> io::Result<File> {
     Ok(File::from(copy))
 }
 
-/// Closes every descriptor from `first` on that the caller of this program left open: a leaked pipe or
-/// lock would stay open for as long as the disk is served.
+/// Closes every descriptor from `first` on that the caller of this program left open: a leaked pipe
+/// or lock would stay open for as long as the disk is served.
 ///
 /// Call it before anything is opened: it closes what is there, whoever owns it.
 ///
@@ -153,7 +153,8 @@ pub fn close_inherited(first: u32) -> io::Result<()> {
     }
 }
 
-/// The same, one by one. The list is complete before the first is closed: its own descriptor is on it.
+/// The same, one by one. The list is complete before the first is closed: its own descriptor is on
+/// it.
 pub(super) fn close_listed(first: u32) -> io::Result<()> {
     let mut open: Vec<RawFd> = Vec::new();
     for entry in std::fs::read_dir("/proc/self/fd")? {

@@ -1,14 +1,16 @@
 //! What the process asks of the kernel for itself: memory that stays, files enough, a core dump.
 //!
 //! Memory is locked because a server of disks must not wait for a disk: a page of its code that was
-//! dropped, or of its data that was swapped out, could come back only through a disk that it serves.
+//! dropped, or of its data that was swapped out, could come back only through a disk that it
+//! serves.
 //!
-//! * What is mapped at the start (code, libraries, the heap so far) is brought in at once and locked.
-//! * What is mapped later is locked page by page as it is touched (`MCL_ONFAULT`), not at once: a stack
-//!   of 2 MiB per thread and an arena per disk would otherwise be resident in full, in hundreds of
-//!   processes. Whoever maps buffers for the data path touches them at attach.
-//! * Later memory is locked only when the limit is infinite: under a finite one the mapping that goes
-//!   over it *fails*, and a disk would be lost to save it from swapping.
+//! * What is mapped at the start (code, libraries, the heap so far) is brought in at once and
+//!   locked.
+//! * What is mapped later is locked page by page as it is touched (`MCL_ONFAULT`), not at once: a
+//!   stack of 2 MiB per thread and an arena per disk would otherwise be resident in full, in
+//!   hundreds of processes. Whoever maps buffers for the data path touches them at attach.
+//! * Later memory is locked only when the limit is infinite: under a finite one the mapping that
+//!   goes over it *fails*, and a disk would be lost to save it from swapping.
 
 use std::fmt;
 
@@ -31,8 +33,8 @@ impl fmt::Display for Warning {
     }
 }
 
-/// Raises the limits of this process and locks its memory; returns what was denied. Nothing of it is
-/// needed to serve, so none is an error.
+/// Raises the limits of this process and locks its memory; returns what was denied. Nothing of it
+/// is needed to serve, so none is an error.
 #[must_use]
 pub fn raise_limits() -> Vec<Warning> {
     let mut warnings = Vec::new();

@@ -5,8 +5,8 @@
 //! ```text
 //!   SignalMask::block     before anything: no signal finds us half started
 //!   close_inherited       before anything is opened
-//!   daemonise             before any thread exists; what is locked or opened before is lost or shared
-//!   raise_limits          memory locks are not inherited by the child
+//!   daemonise             before any thread exists
+//!   raise_limits          the child does not inherit locks on memory
 //!   Log::start, threads   they inherit the mask
 //!   Signals::open         in the process that reads it
 //!   Launch::ready         when the control socket listens: only now the caller may use it
@@ -23,4 +23,5 @@ mod thread;
 pub use launch::{Launch, close_inherited, daemonise, foreground};
 pub use limits::{Warning, raise_limits};
 pub use signals::{Received, SignalEvent, SignalMask, Signals};
+pub(crate) use sys::{LocalTime, local_time};
 pub use thread::{name_thread, prepare_io_thread};

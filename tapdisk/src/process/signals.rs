@@ -1,18 +1,21 @@
 //! Signals, as events of the control thread's loop.
 //!
-//! No handler runs: the signals are blocked in every thread and read from a signalfd, where any code
-//! may run in answer.
+//! No handler runs: the signals are blocked in every thread and read from a signalfd, where any
+//! code may run in answer.
 //!
-//! | signal  | here |
-//! |---------|------|
-//! | SIGINT  | [`SignalEvent::Interrupt`]: close all disks in order, exit when they are closed |
-//! | SIGTERM | [`SignalEvent::Terminate`]: with no disk open exit at once, else as SIGINT. Where tapdisk used to die of it, the storage manager sends it after a failed launch and waits for the end: that case stays as quick, and a disk that is in use is not torn from its guest |
-//! | SIGUSR1 | [`SignalEvent::Dump`]: the state of all disks into the log |
-//! | SIGUSR2 | [`SignalEvent::Poll`]: poll the rings for a while |
-//! | SIGHUP  | [`SignalEvent::ReopenLog`] |
-//! | SIGPIPE | ignored: the write says so |
-//! | SIGXFSZ | ignored: the write over the limit fails with EFBIG, which ends that request and leaves other disks alone; the signal itself goes to one thread and names no file |
-//! | SIGBUS  | default, ends the process: it comes from an access to a mapped page that is no more (the ring, a truncated file). The thread cannot go on and a signalfd cannot catch it: the kernel resets a blocked synchronous signal to its default |
+//! * SIGINT, [`SignalEvent::Interrupt`]: close all disks in order, exit when they are closed.
+//! * SIGTERM, [`SignalEvent::Terminate`]: with no disk open exit at once, else as SIGINT. Where
+//!   tapdisk used to die of it, the storage manager sends it after a failed launch and waits for
+//!   the end: that case stays as quick, and a disk that is in use is not torn from its guest.
+//! * SIGUSR1, [`SignalEvent::Dump`]: the state of all disks into the log.
+//! * SIGUSR2, [`SignalEvent::Poll`]: poll the rings for a while.
+//! * SIGHUP, [`SignalEvent::ReopenLog`].
+//! * SIGPIPE is ignored: the write says so.
+//! * SIGXFSZ is ignored: the write over the limit fails with EFBIG, which ends that request and
+//!   leaves other disks alone; the signal itself goes to one thread and names no file.
+//! * SIGBUS keeps its default and ends the process: it comes from an access to a mapped page that
+//!   is no more (the ring, a truncated file). The thread cannot go on, and a signalfd cannot catch
+//!   it: the kernel resets a blocked synchronous signal to its default.
 //!
 //! All others keep their default.
 
@@ -55,16 +58,16 @@ fn events() -> SigSet {
     EVENTS.iter().map(|(signal, _)| *signal).collect()
 }
 
-/// The mask that this process was started with. The signals that are events are blocked now, in this
-/// thread and in those that it starts.
+/// The mask that this process was started with. The signals that are events are blocked now, in
+/// this thread and in those that it starts.
 #[derive(Clone, Copy, Debug)]
 pub struct SignalMask {
     original: SigSet,
 }
 
 impl SignalMask {
-    /// Blocks the signals that are events and ignores those that come with an error code of their own.
-    /// First thing in `main`: until then a SIGUSR1 ends the process.
+    /// Blocks the signals that are events and ignores those that come with an error code of their
+    /// own. First thing in `main`: until then a SIGUSR1 ends the process.
     ///
     /// # Errors
     /// What the system says; it has no reason to.

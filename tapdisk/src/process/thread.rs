@@ -12,8 +12,8 @@ use super::sys;
 /// The longest name that the kernel keeps, in bytes.
 const NAME_MAX: usize = 15;
 
-/// Names this thread, for `top` and debuggers: the first 15 bytes of `name`. (Threads that std starts
-/// get the name that their builder was given.)
+/// Names this thread, for `top` and debuggers: the first 15 bytes of `name`. (Threads that std
+/// starts get the name that their builder was given.)
 ///
 /// # Errors
 /// `InvalidInput` when there is a NUL in it.
@@ -25,7 +25,8 @@ pub fn name_thread(name: &str) -> io::Result<()> {
 
 /// Prepares this thread for serving a disk; returns what was denied.
 ///
-/// * Timer slack 1 ns: the default of 50 us is what a guest would wait in addition for each timed wait.
+/// * Timer slack 1 ns: the default of 50 us is what a guest would wait in addition for each timed
+///   wait.
 /// * I/O flusher: memory that this thread needs is not freed by writing to the very disk it serves.
 ///   Kernels before 5.6 do not know it; that is no warning.
 #[must_use]

@@ -3,8 +3,8 @@
 //! Four buckets an octave, so a bucket is at most a quarter wider than its lower bound:
 //!
 //! ```text
-//!   index   0  1  2  3 |  4  5  6  7 |  8   9   10  11 | ... |  96..99            | 100
-//!   from    0  1  2  3 |  4  5  6  7 |  8  10   12  14 | ... |  2^25 .. 7*2^23 us | 2^26 us and above
+//!   index   0  1  2  3 |  4  5  6  7 |  8   9  10  11 | ... |  96 .. 99           |  100
+//!   from    0  1  2  3 |  4  5  6  7 |  8  10  12  14 | ... |  2^25 .. 7*2^23 us  |  2^26 us
 //! ```
 
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -13,8 +13,8 @@ use std::time::Duration;
 /// Sub-buckets of an octave, as a power of two.
 const SUB_BITS: u32 = 2;
 
-/// The first octave that has no buckets of its own: 2^26 us are 67 s, and of what takes longer nobody
-/// needs to know a quarter of an octave.
+/// The first octave that has no buckets of its own: 2^26 us are 67 s, and of what takes longer
+/// nobody needs to know a quarter of an octave.
 const OCTAVE_END: u32 = 26;
 
 /// One for each value below 4, four for each octave from 4 to 2^26, one for the rest.

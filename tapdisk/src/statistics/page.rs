@@ -1,6 +1,7 @@
 //! Counters in `/dev/shm`, for other programs: xcp-rrdd, xentop.
 //!
-//! A room with `unsafe`. Each file is one page that starts with blktap's `struct stats`, host-endian:
+//! A room with `unsafe`. Each file is one page that starts with blktap's `struct stats`,
+//! host-endian:
 //!
 //! ```text
 //!   u32 version @0 (1)     u64 oo_reqs @8      u64 io_errors @80    u64 flags @88
@@ -16,10 +17,11 @@
 //! Invariants:
 //! * The fields are only ever accessed as atomics of 8 bytes, aligned: a reader in another process
 //!   sees an old or a new value, never half of one.
-//! * The page is allocated before it is mapped: a full `/dev/shm` is an error of the constructor, not
-//!   a SIGBUS at some store.
-//! * Nothing in `/dev/shm` is trusted: anybody may make names there. The directory is used only if it
-//!   is a real one, ours, and closed to others; files are made afresh inside, by the open directory.
+//! * The page is allocated before it is mapped: a full `/dev/shm` is an error of the constructor,
+//!   not a SIGBUS at some store.
+//! * Nothing in `/dev/shm` is trusted: anybody may make names there. The directory is used only if
+//!   it is a real one, ours, and closed to others; files are made afresh inside, by the open
+//!   directory.
 #![allow(unsafe_code)]
 
 use std::fmt;
@@ -136,8 +138,8 @@ pub struct StatsDirectory {
 }
 
 impl StatsDirectory {
-    /// Makes `td3-<pid>` in `shm` (`/dev/shm`), or takes over and empties what an earlier process with
-    /// the same pid left.
+    /// Makes `td3-<pid>` in `shm` (`/dev/shm`), or takes over and empties what an earlier process
+    /// with the same pid left.
     ///
     /// # Errors
     /// What making it says; `PermissionDenied` when somebody else's file or directory is there. A
@@ -262,8 +264,9 @@ impl StatsPage {
         // SAFETY: 8 * index is below 96 (checked above), and the mapping is 4096 bytes long.
         let address = unsafe { base.add(8 * index) };
         // SAFETY: valid for as long as `self`, which owns the mapping (and the file cannot shrink
-        // under it: mode 0600 in our directory of mode 0700); aligned, because a mapping starts on a
-        // page; every access of this process is atomic, because this function is the only way to it.
+        // under it: mode 0600 in our directory of mode 0700); aligned, because a mapping starts on
+        // a page; every access of this process is atomic, because this function is the only way to
+        // it.
         unsafe { AtomicU64::from_ptr(address.cast()) }
     }
 }

@@ -2,8 +2,8 @@
 //!
 //! Its first keys, their order and their spelling are those of blktap's tapdisk, up to
 //! `read_caching`; the storage manager and xapi read `secs`, `images[].hits`, `images[].name`,
-//! `images[].driver.name`, `FIXME_enospc_redirect_count` (the name is theirs), `nbd_mirror_failed` and
-//! `reqs_outstanding`. Keys of our own come after.
+//! `images[].driver.name`, `FIXME_enospc_redirect_count` (the name is theirs), `nbd_mirror_failed`
+//! and `reqs_outstanding`. Keys of our own come after.
 
 use super::counters::{DiskStats, ImageStats, OpClass};
 use super::json::Json;
@@ -199,10 +199,20 @@ mod tests {
     use super::*;
     use std::time::Duration;
 
-    const CLOSED: &str = r#"{ "name": "(null)", "secs": [ 0, 0 ], "images": [  ], "FIXME_enospc_redirect_count": 0, "nbd_mirror_failed": 0, "reqs_outstanding": 0, "read_caching": "false" }"#;
-    const PAUSED: &str = r#"{ "name": "vhd:/d/a.vhd", "secs": [ 0, 0 ], "images": [  ], "FIXME_enospc_redirect_count": 0, "nbd_mirror_failed": 0, "reqs_outstanding": 0, "read_caching": "false" }"#;
-    const CHAIN: &str = r#"{ "name": "vhd:/d/c.vhd", "secs": [ 0, 0 ], "images": [ { "name": "/d/c.vhd", "hits": [ 0, 0 ], "fail": [ 0, 0 ], "driver": { "type": 4, "name": "vhd", "status": null } }, { "name": "/d/b.vhd", "hits": [ 0, 0 ], "fail": [ 0, 0 ], "driver": { "type": 4, "name": "vhd", "status": null } }, { "name": "/d/a.vhd", "hits": [ 0, 0 ], "fail": [ 0, 0 ], "driver": { "type": 4, "name": "vhd", "status": null } } ], "FIXME_enospc_redirect_count": 0, "nbd_mirror_failed": 0, "reqs_outstanding": 0, "read_caching": "false" }"#;
-    const CACHING: &str = r#"{ "name": "vhd:/d/a.vhd", "secs": [ 0, 0 ], "images": [ { "name": "/d/a.vhd", "hits": [ 0, 0 ], "fail": [ 0, 0 ], "driver": { "type": 4, "name": "vhd", "status": null } } ], "FIXME_enospc_redirect_count": 0, "nbd_mirror_failed": 0, "reqs_outstanding": 0, "read_caching": "true" }"#;
+    /// As blktap's tapdisk printed them.
+    const TAIL: &str = concat!(
+        r#" ], "FIXME_enospc_redirect_count": 0, "nbd_mirror_failed": 0, "#,
+        r#""reqs_outstanding": 0, "read_caching": "false" }"#,
+    );
+    const CLOSED: &str = r#"{ "name": "(null)", "secs": [ 0, 0 ], "images": [ "#;
+    const PAUSED: &str = r#"{ "name": "vhd:/d/a.vhd", "secs": [ 0, 0 ], "images": [ "#;
+    const CHAIN: &str = concat!(
+        r#"{ "name": "vhd:/d/b.vhd", "secs": [ 0, 0 ], "images": [ "#,
+        r#"{ "name": "/d/b.vhd", "hits": [ 0, 0 ], "fail": [ 0, 0 ], "#,
+        r#""driver": { "type": 4, "name": "vhd", "status": null } }, "#,
+        r#"{ "name": "/d/a.vhd", "hits": [ 0, 0 ], "fail": [ 0, 0 ], "#,
+        r#""driver": { "type": 4, "name": "vhd", "status": null } }"#,
+    );
 
     fn view(disk: &DiskStats) -> StatsView<'_> {
         StatsView {
@@ -240,34 +250,39 @@ mod tests {
     fn the_established_keys_are_spelled_as_ever() {
         let disk = DiskStats::default();
         let closed = view(&disk);
-        assert_eq!(established(&closed), CLOSED);
+        assert_eq!(established(&closed), format!("{CLOSED}{TAIL}"));
         let paused = StatsView {
             name: Some("vhd:/d/a.vhd"),
             ..closed
         };
-        assert_eq!(established(&paused), PAUSED);
-        let images = ["/d/c.vhd", "/d/b.vhd", "/d/a.vhd"].map(vhd);
+        assert_eq!(established(&paused), format!("{PAUSED}{TAIL}"));
+        let images = ["/d/b.vhd", "/d/a.vhd"].map(vhd);
         let chain = StatsView {
-            name: Some("vhd:/d/c.vhd"),
+            name: Some("vhd:/d/b.vhd"),
             images: &images,
             ..closed
         };
-        assert_eq!(established(&chain), CHAIN);
+        assert_eq!(established(&chain), format!("{CHAIN}{TAIL}"));
         let caching = StatsView {
-            images: &images[2..],
             read_caching: true,
-            ..paused
+            ..chain
         };
-        assert_eq!(established(&caching), CACHING);
+        let tail = TAIL.replace("false", "true");
+        assert_eq!(established(&caching), format!("{CHAIN}{tail}"));
     }
 
     #[test]
     fn our_own_keys_come_after_the_established_ones() {
         let disk = DiskStats::default();
         let document = stats_json(&view(&disk));
-        let start = CLOSED.strip_suffix(" }").unwrap();
-        let rest = document.strip_prefix(start).unwrap();
-        let own = r#", "latency_us": { "read": [  ], "write": [  ], "flush": [  ], "other": [  ] }, "retries": 0, "log_dropped": 0 }"#;
+        let whole = format!("{CLOSED}{TAIL}");
+        let rest = document
+            .strip_prefix(whole.strip_suffix(" }").unwrap())
+            .unwrap();
+        let own = concat!(
+            r#", "latency_us": { "read": [  ], "write": [  ], "#,
+            r#""flush": [  ], "other": [  ] }, "retries": 0, "log_dropped": 0 }"#,
+        );
         assert_eq!(rest, own);
     }
 
@@ -288,7 +303,10 @@ mod tests {
             images: &[image],
             ..view(&disk)
         });
-        let driver = r#""driver": { "type": 0, "name": "aio", "status": { "reqs": { "max": 352, "pending": 7 } } }"#;
+        let driver = concat!(
+            r#""driver": { "type": 0, "name": "aio", "#,
+            r#""status": { "reqs": { "max": 352, "pending": 7 } } }"#,
+        );
         assert!(document.contains(driver), "{document}");
     }
 
