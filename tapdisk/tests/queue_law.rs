@@ -19,12 +19,8 @@ use tapdisk::request::{Extent, ExtentKind};
 use tapdisk::status::Status;
 
 const FILE_SIZE: u64 = 64 << 10;
-const ENGINES: [EngineKind; 4] = [
-    EngineKind::Aio,
-    EngineKind::Uring,
-    EngineKind::Sync,
-    EngineKind::Sim,
-];
+const ENGINES: [EngineKind; 4] =
+    [EngineKind::Aio, EngineKind::Uring, EngineKind::Sync, EngineKind::Sim];
 
 /// One I/O of a batch: what, how far behind the one before, how long, in how many pieces.
 #[derive(Clone, Debug)]
@@ -62,15 +58,8 @@ fn ops() -> impl Strategy<Value = IoOp> {
 fn steps() -> impl Strategy<Value = Step> {
     let gap = prop_oneof![5 => Just(0), 1 => 1..5000_u64];
     let len = prop_oneof![Just(512), Just(4096), 1..9000_u32];
-    (ops(), gap, len, 1..=11_u32, proptest::bool::weighted(0.1)).prop_map(
-        |(op, gap, len, pieces, swapped)| Step {
-            op,
-            gap,
-            len,
-            pieces,
-            swapped,
-        },
-    )
+    (ops(), gap, len, 1..=11_u32, proptest::bool::weighted(0.1))
+        .prop_map(|(op, gap, len, pieces, swapped)| Step { op, gap, len, pieces, swapped })
 }
 
 fn setups() -> impl Strategy<Value = Setup> {
@@ -139,24 +128,12 @@ impl Rig {
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let name = format!("queue-law-{}-{number}", std::process::id());
         let path = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create_new(true)
-            .open(&path)
-            .unwrap();
+        let file = OpenOptions::new().read(true).write(true).create_new(true).open(&path).unwrap();
         file.write_all_at(&initial(), 0).unwrap();
         let file = Arc::new(file);
         let id = queue.add_file(Arc::clone(&file)).unwrap();
         let memory = Memory::new(1 << 20).unwrap();
-        Some(Self {
-            queue,
-            memory,
-            file,
-            id,
-            lone: setup.lone,
-            path,
-        })
+        Some(Self { queue, memory, file, id, lone: setup.lone, path })
     }
 
     fn contents(&mut self) -> Vec<u8> {
@@ -176,29 +153,12 @@ impl Rig {
             if offset + len > FILE_SIZE {
                 break;
             }
-            let segments = if step.op.has_data() {
-                self.cut(step)
-            } else {
-                Vec::new()
-            };
-            let fill = round
-                .wrapping_mul(31)
-                .wrapping_add(u8::try_from(number % 251).unwrap());
-            let bytes: Vec<u8> = (0..step.len)
-                .map(|at| fill.wrapping_add((at % 7) as u8))
-                .collect();
-            let (op, len) = if step.op == IoOp::Flush {
-                (step.op, 0)
-            } else {
-                (step.op, len)
-            };
-            placed.push(Placed {
-                op,
-                offset,
-                len,
-                segments,
-                bytes,
-            });
+            let segments = if step.op.has_data() { self.cut(step) } else { Vec::new() };
+            let fill = round.wrapping_mul(31).wrapping_add(u8::try_from(number % 251).unwrap());
+            let bytes: Vec<u8> =
+                (0..step.len).map(|at| fill.wrapping_add((at % 7) as u8)).collect();
+            let (op, len) = if step.op == IoOp::Flush { (step.op, 0) } else { (step.op, len) };
+            placed.push(Placed { op, offset, len, segments, bytes });
             end = offset + len;
             if step.swapped && number > 0 {
                 placed.swap(number, number - 1);
@@ -292,11 +252,7 @@ impl Rig {
 fn initial() -> Vec<u8> {
     // Data, then a hole's worth of zeros, then data.
     let byte = |at: u64| {
-        if (16_384..32_768).contains(&at) {
-            0
-        } else {
-            (at % 253) as u8
-        }
+        if (16_384..32_768).contains(&at) { 0 } else { (at % 253) as u8 }
     };
     (0..FILE_SIZE).map(byte).collect()
 }
@@ -308,10 +264,7 @@ fn range(one: &Placed) -> std::ops::Range<usize> {
 
 /// Compares an end with the oracle and moves the oracle on.
 fn check(rig: &Rig, one: &Placed, end: &Completion, oracle: &mut [u8], now: &[u8]) {
-    assert_eq!(
-        end.extent.is_some(),
-        one.op == IoOp::Status && end.status == Status::Done
-    );
+    assert_eq!(end.extent.is_some(), one.op == IoOp::Status && end.status == Status::Done);
     let before = &mut oracle[range(one)];
     match one.op {
         IoOp::Read => {
@@ -326,10 +279,7 @@ fn check(rig: &Rig, one: &Placed, end: &Completion, oracle: &mut [u8], now: &[u8
         IoOp::Trim => {
             assert_eq!(end.status, Status::Done);
             let after = &now[range(one)];
-            let kept = after
-                .iter()
-                .zip(before.iter())
-                .all(|(now, old)| now == old || *now == 0);
+            let kept = after.iter().zip(before.iter()).all(|(now, old)| now == old || *now == 0);
             assert!(kept, "a trim left something else than zeros or old bytes");
             before.copy_from_slice(after);
         }
@@ -338,13 +288,9 @@ fn check(rig: &Rig, one: &Placed, end: &Completion, oracle: &mut [u8], now: &[u8
             Status::Failed(errno) => assert_eq!(errno, Errno::EOPNOTSUPP),
         },
         IoOp::Status => {
-            let Some(Extent { len, kind }) = end.extent else {
-                panic!("{end:?}")
-            };
+            let Some(Extent { len, kind }) = end.extent else { panic!("{end:?}") };
             assert!((1..=one.len).contains(&len), "{end:?}");
-            let zeros = before[..usize::try_from(len).unwrap()]
-                .iter()
-                .all(|byte| *byte == 0);
+            let zeros = before[..usize::try_from(len).unwrap()].iter().all(|byte| *byte == 0);
             assert!(kind == ExtentKind::Data || zeros, "{kind:?} over data");
         }
     }

@@ -64,10 +64,7 @@ fn extent(fd: BorrowedFd<'_>, offset: i64, len: i64) -> Extent {
         Err(Errno::ENXIO) => (ExtentKind::Hole, end),
         Err(_) => (ExtentKind::Data, end),
     };
-    Extent {
-        len: (until.min(end) - offset).unsigned_abs(),
-        kind,
-    }
+    Extent { len: (until.min(end) - offset).unsigned_abs(), kind }
 }
 
 struct Job {
@@ -92,24 +89,12 @@ impl Worker {
         let thread = std::thread::Builder::new()
             .name("queue-helper".to_owned())
             .spawn(move || serve(&todo, &done, &event))?;
-        Ok(Self {
-            jobs,
-            results,
-            thread,
-        })
+        Ok(Self { jobs, results, thread })
     }
 
     pub(super) fn give(&self, key: Key, verb: Verb, file: Arc<File>, offset: u64, len: u64) {
-        let job = Job {
-            key,
-            verb,
-            file,
-            offset,
-            len,
-        };
-        self.jobs
-            .try_send(job)
-            .expect("as many places as the queue knows I/Os");
+        let job = Job { key, verb, file, offset, len };
+        self.jobs.try_send(job).expect("as many places as the queue knows I/Os");
     }
 
     pub(super) fn reap(&self, out: &mut Vec<Raw>) {
@@ -126,23 +111,14 @@ impl Worker {
     pub(super) fn stop(self, join: bool) {
         drop(self.jobs);
         if join {
-            self.thread
-                .join()
-                .expect("the helper thread does not panic");
+            self.thread.join().expect("the helper thread does not panic");
         }
     }
 }
 
 fn serve(todo: &Receiver<Job>, done: &SyncSender<Raw>, event: &EventFd) {
     use std::os::fd::AsFd;
-    while let Ok(Job {
-        key,
-        verb,
-        file,
-        offset,
-        len,
-    }) = todo.recv()
-    {
+    while let Ok(Job { key, verb, file, offset, len }) = todo.recv() {
         let result = run(file.as_fd(), verb, offset, len);
         // Before the result: who sees it may take for granted that nobody else holds the file.
         drop(file);

@@ -41,11 +41,7 @@ pub struct UnknownEngine(pub String);
 
 impl std::fmt::Display for UnknownEngine {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(
-            formatter,
-            "Unknown I/O engine '{}': one of aio, io_uring, sync",
-            self.0
-        )
+        write!(formatter, "Unknown I/O engine '{}': one of aio, io_uring, sync", self.0)
     }
 }
 
@@ -128,9 +124,7 @@ pub(super) fn encode_extent(extent: Extent) -> i64 {
         ExtentKind::Hole => 1,
         ExtentKind::Zero => 2,
     };
-    let len = i64::try_from(extent.len)
-        .unwrap_or(i64::MAX)
-        .min(i64::MAX >> 2);
+    let len = i64::try_from(extent.len).unwrap_or(i64::MAX).min(i64::MAX >> 2);
     len << 2 | kind
 }
 
@@ -141,10 +135,7 @@ pub(super) fn decode_extent(result: i64) -> Extent {
         1 => ExtentKind::Hole,
         _ => ExtentKind::Zero,
     };
-    Extent {
-        len: (result >> 2).unsigned_abs(),
-        kind,
-    }
+    Extent { len: (result >> 2).unsigned_abs(), kind }
 }
 
 /// An error as a result.
@@ -317,10 +308,7 @@ pub(super) struct Plain {
 
 impl Plain {
     fn new(depth: usize) -> Self {
-        Self {
-            results: Vec::with_capacity(depth),
-            staged: 0,
-        }
+        Self { results: Vec::with_capacity(depth), staged: 0 }
     }
 
     fn stage(&mut self, request: &Request<'_>) {
@@ -329,18 +317,12 @@ impl Plain {
         } else {
             blocking::run(request.fd, request.verb, request.offset, request.len)
         };
-        self.results.push(Raw {
-            key: request.key,
-            result,
-        });
+        self.results.push(Raw { key: request.key, result });
         self.staged += 1;
     }
 
     fn submit(&mut self) -> Submitted {
-        Submitted {
-            accepted: std::mem::take(&mut self.staged),
-            refused: None,
-        }
+        Submitted { accepted: std::mem::take(&mut self.staged), refused: None }
     }
 
     fn withdraw_first(&mut self) -> bool {
@@ -368,10 +350,7 @@ mod tests {
             assert_eq!(kind.to_string().parse(), Ok(kind));
         }
         let unknown = "uring".parse::<EngineKind>().unwrap_err();
-        assert_eq!(
-            unknown.to_string(),
-            "Unknown I/O engine 'uring': one of aio, io_uring, sync"
-        );
+        assert_eq!(unknown.to_string(), "Unknown I/O engine 'uring': one of aio, io_uring, sync");
     }
 
     #[test]

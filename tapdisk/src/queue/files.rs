@@ -31,30 +31,18 @@ pub(super) struct Files {
 
 impl Files {
     pub(super) fn new() -> Self {
-        Self {
-            slots: [const { None }; FILES_MAX],
-        }
+        Self { slots: [const { None }; FILES_MAX] }
     }
 
     pub(super) fn add(&mut self, file: Arc<File>) -> Option<FileId> {
         let at = self.slots.iter().position(Option::is_none)?;
-        self.slots[at] = Some(Slot {
-            file,
-            in_flight: 0,
-            plain_only: false,
-        });
+        self.slots[at] = Some(Slot { file, in_flight: 0, plain_only: false });
         Some(FileId(u8::try_from(at).expect("FILES_MAX is below 256")))
     }
 
     pub(super) fn remove(&mut self, id: FileId) {
-        let slot = self.slots[usize::from(id.0)]
-            .take()
-            .expect("only a file that was added");
-        assert!(
-            slot.in_flight == 0,
-            "{} I/Os on a file that is removed",
-            slot.in_flight
-        );
+        let slot = self.slots[usize::from(id.0)].take().expect("only a file that was added");
+        assert!(slot.in_flight == 0, "{} I/Os on a file that is removed", slot.in_flight);
     }
 
     pub(super) fn count(&self) -> usize {
@@ -62,9 +50,7 @@ impl Files {
     }
 
     fn slot(&mut self, id: FileId) -> &mut Slot {
-        self.slots[usize::from(id.0)]
-            .as_mut()
-            .expect("an I/O names a file that was added")
+        self.slots[usize::from(id.0)].as_mut().expect("an I/O names a file that was added")
     }
 
     /// One more I/O.
@@ -83,9 +69,7 @@ impl Files {
     }
 
     pub(super) fn is_plain_only(&self, id: FileId) -> bool {
-        self.slots[usize::from(id.0)]
-            .as_ref()
-            .is_some_and(|slot| slot.plain_only)
+        self.slots[usize::from(id.0)].as_ref().is_some_and(|slot| slot.plain_only)
     }
 
     pub(super) fn get(&self, id: FileId) -> &Arc<File> {

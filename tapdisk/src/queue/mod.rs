@@ -238,28 +238,18 @@ impl Queue {
     /// As [`Queue::new`], and when the process has no file descriptor left.
     #[must_use]
     pub fn simulated(seed: u64, config: QueueConfig) -> Self {
-        Self::open(config, |config, _| {
-            Ok(Engine::Sim(Box::new(Sim::new(seed, config))))
-        })
-        .expect("a simulated queue needs one file descriptor")
+        Self::open(config, |config, _| Ok(Engine::Sim(Box::new(Sim::new(seed, config)))))
+            .expect("a simulated queue needs one file descriptor")
     }
 
     fn open(
         mut config: QueueConfig,
         engine: impl FnOnce(&mut QueueConfig, &EventFd) -> io::Result<Engine>,
     ) -> io::Result<Self> {
-        assert!(
-            (1..=65_535).contains(&config.capacity),
-            "capacity {}",
-            config.capacity
-        );
+        assert!((1..=65_535).contains(&config.capacity), "capacity {}", config.capacity);
         assert!(config.engine_depth > 0, "the engine takes at least one I/O");
         // 1024 is IOV_MAX: what the kernel takes in one call.
-        assert!(
-            (1..=1024).contains(&config.merge_iovecs),
-            "{} iovecs",
-            config.merge_iovecs
-        );
+        assert!((1..=1024).contains(&config.merge_iovecs), "{} iovecs", config.merge_iovecs);
         config.engine_depth = config.engine_depth.min(config.capacity);
         let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
         let event = EventFd::from_value_and_flags(0, flags)?;
@@ -297,11 +287,7 @@ impl Queue {
     /// # Errors
     /// What epoll says.
     pub fn register(&mut self, registry: &Registry, token: mio::Token) -> io::Result<()> {
-        registry.register(
-            &mut SourceFd(&self.event.as_raw_fd()),
-            token,
-            Interest::READABLE,
-        )
+        registry.register(&mut SourceFd(&self.event.as_raw_fd()), token, Interest::READABLE)
     }
 
     /// Takes the event out of the loop again.
@@ -353,17 +339,10 @@ impl Queue {
     /// or a range that ends past the largest offset of a file.
     pub fn push(&mut self, memory: &Memory, io: &Io<'_>) {
         assert!(self.has_room(), "push without room");
-        assert!(
-            io.segments.len() <= SEGMENTS_MAX,
-            "{} segments",
-            io.segments.len()
-        );
+        assert!(io.segments.len() <= SEGMENTS_MAX, "{} segments", io.segments.len());
         assert!(io.len > 0 || io.op == IoOp::Flush, "an I/O of no bytes");
         let end = io.offset.checked_add(io.len);
-        assert!(
-            end.is_some_and(|end| i64::try_from(end).is_ok()),
-            "range of an I/O: {io:?}"
-        );
+        assert!(end.is_some_and(|end| i64::try_from(end).is_ok()), "range of an I/O: {io:?}");
         self.files.begin(io.file);
         let index = self.table.allocate(io);
         let bytes = self.iovecs.fill(index, memory, io.segments);

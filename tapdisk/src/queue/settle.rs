@@ -64,11 +64,7 @@ impl Queue {
                 Err(_) => self.data_failed(index, verb, errno_of(result)),
             },
             verb @ (Verb::Punch | Verb::Zero) => {
-                let outcome = if result < 0 {
-                    Err(errno_of(result))
-                } else {
-                    Ok(())
-                };
+                let outcome = if result < 0 { Err(errno_of(result)) } else { Ok(()) };
                 self.allocated(index, verb, outcome);
             }
             Verb::Sync => self.synced(index, result),
@@ -183,11 +179,7 @@ impl Queue {
         self.stats.failed += u64::from(status != Status::Done);
         self.files.end(file);
         self.table.release(index);
-        self.ready.push(Completion {
-            tag,
-            status,
-            extent,
-        });
+        self.ready.push(Completion { tag, status, extent });
     }
 }
 

@@ -186,14 +186,9 @@ impl Sim {
             skip = skip.saturating_sub(u64::from(!stuck(op)));
             chosen
         });
-        let op = self
-            .running
-            .swap_remove(at.expect("one of those that were counted"));
+        let op = self.running.swap_remove(at.expect("one of those that were counted"));
         let result = self.perform(&op);
-        self.results.push(Raw {
-            key: op.key,
-            result,
-        });
+        self.results.push(Raw { key: op.key, result });
         true
     }
 
@@ -250,11 +245,7 @@ impl Sim {
         for change in sim_file.changes.iter().chain(&running) {
             let certain =
                 change.durable && !running.iter().any(|other| std::ptr::eq(other, change));
-            match if certain {
-                0
-            } else {
-                scramble(&mut random) % 3
-            } {
+            match if certain { 0 } else { scramble(&mut random) % 3 } {
                 0 => change.apply(&mut contents),
                 1 => {}
                 _ => tear(change, &mut contents, &mut random),
@@ -264,9 +255,7 @@ impl Sim {
     }
 
     fn file(&self, file: FileId) -> &SimFile {
-        self.files[usize::from(file.0)]
-            .as_ref()
-            .expect("a file that was added")
+        self.files[usize::from(file.0)].as_ref().expect("a file that was added")
     }
 
     fn next_random(&mut self) -> u64 {
@@ -276,14 +265,9 @@ impl Sim {
     pub(super) fn load(&mut self, id: FileId, file: &std::fs::File) {
         let len = file.metadata().expect("an open file has a size").len();
         let mut contents = vec![0; usize::try_from(len).expect("64 bits")];
-        file.read_exact_at(&mut contents, 0)
-            .expect("the file of a simulation can be read");
+        file.read_exact_at(&mut contents, 0).expect("the file of a simulation can be read");
         let flushed = contents.clone();
-        let loaded = SimFile {
-            contents,
-            flushed,
-            changes: Vec::new(),
-        };
+        let loaded = SimFile { contents, flushed, changes: Vec::new() };
         self.files[usize::from(id.0)] = Some(loaded);
     }
 
@@ -304,10 +288,7 @@ impl Sim {
                 }
                 let refused = Some(*errno);
                 self.faults.remove(&self.accepted);
-                return Submitted {
-                    accepted: 0,
-                    refused,
-                };
+                return Submitted { accepted: 0, refused };
             }
             let mut op = self.staged.pop_front().expect("checked above");
             op.number = self.accepted;
@@ -315,10 +296,7 @@ impl Sim {
             self.running.push(op);
             count += 1;
         }
-        Submitted {
-            accepted: count,
-            refused: None,
-        }
+        Submitted { accepted: count, refused: None }
     }
 
     pub(super) fn withdraw_first(&mut self) -> bool {
@@ -360,9 +338,7 @@ impl Sim {
             Some(Fault::Torn(bytes, errno)) => (bytes.min(len), Some(errno)),
         };
         let most = usize::try_from(most).expect("at most the length");
-        let file = self.files[usize::from(op.file.0)]
-            .as_mut()
-            .expect("a file that was added");
+        let file = self.files[usize::from(op.file.0)].as_mut().expect("a file that was added");
         let done = match op.verb {
             Verb::Read => {
                 let start = op.offset.min(file.contents.len());
@@ -373,11 +349,7 @@ impl Sim {
             Verb::Write | Verb::WriteDurable => {
                 if most > 0 {
                     let durable = op.verb == Verb::WriteDurable && errno.is_none();
-                    file.change(Change {
-                        offset: op.offset,
-                        bytes: op.gather(most),
-                        durable,
-                    });
+                    file.change(Change { offset: op.offset, bytes: op.gather(most), durable });
                 }
                 most
             }
@@ -419,11 +391,7 @@ fn change_of(op: &Op) -> Option<Change> {
         Verb::Punch | Verb::Zero => vec![0; op.len],
         Verb::Read | Verb::Sync | Verb::Extent => return None,
     };
-    Some(Change {
-        offset: op.offset,
-        bytes,
-        durable: op.verb == Verb::WriteDurable,
-    })
+    Some(Change { offset: op.offset, bytes, durable: op.verb == Verb::WriteDurable })
 }
 
 /// Applies some of the sectors of a change.
@@ -434,12 +402,7 @@ fn tear(change: &Change, contents: &mut Vec<u8>, random: &mut u64) {
         let end = (at + SECTOR - offset % SECTOR).min(change.bytes.len());
         if scramble(random) & 1 == 1 {
             let bytes = change.bytes[at..end].to_vec();
-            Change {
-                offset,
-                bytes,
-                durable: false,
-            }
-            .apply(contents);
+            Change { offset, bytes, durable: false }.apply(contents);
         }
         at = end;
     }
@@ -450,9 +413,7 @@ fn extent(contents: &[u8], op: &Op) -> Extent {
     let end = op.offset + op.len;
     let is_hole = |at: usize| {
         let start = at - at % HOLE_UNIT;
-        let unit = contents
-            .get(start..contents.len().min(start + HOLE_UNIT))
-            .unwrap_or(&[]);
+        let unit = contents.get(start..contents.len().min(start + HOLE_UNIT)).unwrap_or(&[]);
         unit.iter().all(|byte| *byte == 0)
     };
     let first = is_hole(op.offset);
@@ -460,15 +421,8 @@ fn extent(contents: &[u8], op: &Op) -> Extent {
     while until < end && is_hole(until) == first {
         until += HOLE_UNIT - until % HOLE_UNIT;
     }
-    let kind = if first {
-        ExtentKind::Hole
-    } else {
-        ExtentKind::Data
-    };
-    Extent {
-        len: (until.min(end) - op.offset) as u64,
-        kind,
-    }
+    let kind = if first { ExtentKind::Hole } else { ExtentKind::Data };
+    Extent { len: (until.min(end) - op.offset) as u64, kind }
 }
 
 /// The next number of a sequence that its start decides (splitmix64).

@@ -52,13 +52,9 @@ impl Queue {
                 Verb::WriteDurable
             }
             (IoOp::Write { .. }, _) => Verb::Write,
-            (IoOp::Trim, _)
-            | (
-                IoOp::WriteZeroes {
-                    may_punch: true, ..
-                },
-                Phase::Main,
-            ) => Verb::Punch,
+            (IoOp::Trim, _) | (IoOp::WriteZeroes { may_punch: true, .. }, Phase::Main) => {
+                Verb::Punch
+            }
             (IoOp::WriteZeroes { .. }, _) => Verb::Zero,
             (IoOp::Status, _) => Verb::Extent,
         }
@@ -100,8 +96,7 @@ impl Queue {
             return Iovecs::own(index, entry.pieces);
         }
         let mut span = self.iovecs.open();
-        self.iovecs
-            .extend(&mut span, index, entry.pieces, entry.done);
+        self.iovecs.extend(&mut span, index, entry.pieces, entry.done);
         span
     }
 
@@ -225,10 +220,7 @@ impl Queue {
                     }
                 }
                 Some(errno) => {
-                    assert!(
-                        self.engine.withdraw_first(),
-                        "only engines that can refuse one do"
-                    );
+                    assert!(self.engine.withdraw_first(), "only engines that can refuse one do");
                     let head = self.staged.pop_front().expect("staged is not empty");
                     self.settle_group(head, encode_error(errno));
                 }

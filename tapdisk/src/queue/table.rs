@@ -15,10 +15,7 @@ pub(super) struct Key(pub(super) u64);
 
 impl Key {
     /// The index in the table.
-    #[expect(
-        clippy::cast_possible_truncation,
-        reason = "the lower half is the index"
-    )]
+    #[expect(clippy::cast_possible_truncation, reason = "the lower half is the index")]
     pub(super) fn index(self) -> u32 {
         self.0 as u32
     }
@@ -102,10 +99,7 @@ impl Table {
             cancelled: false,
             by_worker: false,
         };
-        Self {
-            entries: vec![unused; capacity].into(),
-            free: (0..count).rev().collect(),
-        }
+        Self { entries: vec![unused; capacity].into(), free: (0..count).rev().collect() }
     }
 
     /// How many are known.
@@ -188,14 +182,7 @@ mod tests {
 
     fn io() -> Io<'static> {
         let (op, file) = (IoOp::Flush, FileId::NOBODY);
-        Io {
-            tag: Tag(7),
-            op,
-            file,
-            offset: 0,
-            len: 0,
-            segments: &[],
-        }
+        Io { tag: Tag(7), op, file, offset: 0, len: 0, segments: &[] }
     }
 
     #[test]

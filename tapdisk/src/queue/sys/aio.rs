@@ -64,12 +64,7 @@ const _: () = assert!(std::mem::offset_of!(Ring, head) == 8);
 const _: () = assert!(std::mem::offset_of!(Ring, tail) == 12);
 const _: () = assert!(size_of::<libc::iocb>() == 64);
 
-const NO_EVENT: Event = Event {
-    data: 0,
-    obj: 0,
-    res: 0,
-    res2: 0,
-};
+const NO_EVENT: Event = Event { data: 0, obj: 0, res: 0, res2: 0 };
 
 /// One context.
 pub(in crate::queue) struct Aio {
@@ -167,15 +162,9 @@ impl Aio {
         match usize::try_from(result) {
             Ok(accepted) => {
                 self.batch.drain(..accepted);
-                Submitted {
-                    accepted,
-                    refused: None,
-                }
+                Submitted { accepted, refused: None }
             }
-            Err(_) => Submitted {
-                accepted: 0,
-                refused: Some(Errno::last()),
-            },
+            Err(_) => Submitted { accepted: 0, refused: Some(Errno::last()) },
         }
     }
 
@@ -194,9 +183,7 @@ impl Aio {
             self.get_events(0, Duration::ZERO, out);
             return 1;
         };
-        let tail = self
-            .word(std::mem::offset_of!(Ring, tail))
-            .load(Ordering::Acquire);
+        let tail = self.word(std::mem::offset_of!(Ring, tail)).load(Ordering::Acquire);
         let head_word = self.word(std::mem::offset_of!(Ring, head));
         let mut head = head_word.load(Ordering::Relaxed);
         if head == tail {
@@ -205,10 +192,7 @@ impl Aio {
         while head != tail {
             assert!(head < size, "head {head} of a ring of {size} events");
             let event = self.ring_event(head);
-            out.push(Raw {
-                key: Key(event.data),
-                result: event.res,
-            });
+            out.push(Raw { key: Key(event.data), result: event.res });
             head += 1;
             if head == size {
                 head = 0;
@@ -221,12 +205,8 @@ impl Aio {
 
     pub(in crate::queue) fn has_results(&self) -> bool {
         self.ring_size.is_none() || {
-            let tail = self
-                .word(std::mem::offset_of!(Ring, tail))
-                .load(Ordering::Acquire);
-            tail != self
-                .word(std::mem::offset_of!(Ring, head))
-                .load(Ordering::Relaxed)
+            let tail = self.word(std::mem::offset_of!(Ring, tail)).load(Ordering::Acquire);
+            tail != self.word(std::mem::offset_of!(Ring, head)).load(Ordering::Relaxed)
         }
     }
 
@@ -262,10 +242,7 @@ impl Aio {
         };
         let count = usize::try_from(result).unwrap_or(0);
         let events = self.events.iter().take(count);
-        out.extend(events.map(|event| Raw {
-            key: Key(event.data),
-            result: event.res,
-        }));
+        out.extend(events.map(|event| Raw { key: Key(event.data), result: event.res }));
     }
 
     /// Best effort: files and disks do not know it (EINVAL).
@@ -383,9 +360,7 @@ mod tests {
     #[test]
     fn knows_the_ring_of_this_kernel() {
         let aio = Aio::open(64, 64, &event()).unwrap();
-        let size = aio
-            .ring_size
-            .expect("the layout of the ring has not changed since 2.6");
+        let size = aio.ring_size.expect("the layout of the ring has not changed since 2.6");
         assert!(size as usize >= 64);
         assert!(!aio.has_results());
     }
@@ -394,11 +369,7 @@ mod tests {
     fn halves_the_depth_until_the_system_allows_it() {
         let limit = |most: usize| {
             move |depth| {
-                if depth <= most {
-                    Ok(4096)
-                } else {
-                    Err(Errno::EAGAIN)
-                }
+                if depth <= most { Ok(4096) } else { Err(Errno::EAGAIN) }
             }
         };
         assert_eq!(halving(256, limit(1000)).unwrap(), (4096, 256));
@@ -416,10 +387,6 @@ mod tests {
         assert!(text.contains("/proc/sys/fs/aio-max-nr"), "{text}");
         let most = std::fs::read_to_string("/proc/sys/fs/aio-max-nr").unwrap();
         assert!(text.contains(most.trim()), "{text}");
-        assert!(
-            setup_error(Errno::ENOSYS, 256, 32)
-                .to_string()
-                .contains("ENOSYS")
-        );
+        assert!(setup_error(Errno::ENOSYS, 256, 32).to_string().contains("ENOSYS"));
     }
 }

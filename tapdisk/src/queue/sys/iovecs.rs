@@ -17,10 +17,7 @@ pub(in crate::queue) struct Piece(libc::iovec);
 unsafe impl Send for Piece {}
 
 impl Piece {
-    const NONE: Self = Self(libc::iovec {
-        iov_base: std::ptr::null_mut(),
-        iov_len: 0,
-    });
+    const NONE: Self = Self(libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 });
 
     /// Its length in bytes.
     pub(in crate::queue) fn len(self) -> usize {
@@ -34,10 +31,7 @@ impl Piece {
 
     /// What is left of it after the first `bytes`.
     fn after(self, bytes: usize) -> Self {
-        assert!(
-            bytes <= self.0.iov_len,
-            "a piece has no more than its length"
-        );
+        assert!(bytes <= self.0.iov_len, "a piece has no more than its length");
         Self(libc::iovec {
             iov_base: self.0.iov_base.wrapping_byte_add(bytes),
             iov_len: self.0.iov_len - bytes,
@@ -46,12 +40,7 @@ impl Piece {
 
     /// Copies what lies there out, for the simulation.
     pub(in crate::queue) fn copy_out(self, bytes: &mut [u8]) {
-        assert!(
-            bytes.len() <= self.len(),
-            "{} bytes of a piece of {}",
-            bytes.len(),
-            self.len()
-        );
+        assert!(bytes.len() <= self.len(), "{} bytes of a piece of {}", bytes.len(), self.len());
         let address = self.address();
         // SAFETY: the piece is valid for its length (contract), which was checked; a region is never
         // borrowed as a slice, so they do not overlap.
@@ -60,12 +49,7 @@ impl Piece {
 
     /// Copies bytes there, for the simulation.
     pub(in crate::queue) fn copy_in(self, bytes: &[u8]) {
-        assert!(
-            bytes.len() <= self.len(),
-            "{} bytes into a piece of {}",
-            bytes.len(),
-            self.len()
-        );
+        assert!(bytes.len() <= self.len(), "{} bytes into a piece of {}", bytes.len(), self.len());
         let address = self.address();
         // SAFETY: as in `copy_out`, the other way round.
         unsafe { address.copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
@@ -92,11 +76,7 @@ pub(in crate::queue) struct Iovecs {
 impl Iovecs {
     pub(in crate::queue) fn new(capacity: usize) -> Self {
         let half = capacity * SEGMENTS_MAX;
-        Self {
-            pieces: vec![Piece::NONE; half * 2].into(),
-            half,
-            end: half,
-        }
+        Self { pieces: vec![Piece::NONE; half * 2].into(), half, end: half }
     }
 
     /// Sets the row of an I/O; returns the sum of the lengths.
@@ -118,10 +98,7 @@ impl Iovecs {
 
     /// The row of an I/O.
     pub(in crate::queue) fn own(index: u32, count: u8) -> Span {
-        Span {
-            start: index as usize * SEGMENTS_MAX,
-            count: usize::from(count),
-        }
+        Span { start: index as usize * SEGMENTS_MAX, count: usize::from(count) }
     }
 
     /// Forgets what was gathered. Nothing staged may still refer to it.
@@ -131,10 +108,7 @@ impl Iovecs {
 
     /// An empty span behind what is gathered, to be extended.
     pub(in crate::queue) fn open(&self) -> Span {
-        Span {
-            start: self.end,
-            count: 0,
-        }
+        Span { start: self.end, count: 0 }
     }
 
     /// Adds the row of an I/O, without its first `skip` bytes, to the span that was opened last.
@@ -182,11 +156,7 @@ mod tests {
     fn a_continuation_starts_in_the_middle_of_a_piece() {
         let memory = Memory::new(64 << 10).unwrap();
         let mut iovecs = Iovecs::new(2);
-        let segment = |offset, len| Segment {
-            region: RegionId::Arena,
-            offset,
-            len,
-        };
+        let segment = |offset, len| Segment { region: RegionId::Arena, offset, len };
         let segments = [segment(0, 512), segment(8192, 1024), segment(4096, 512)];
         assert_eq!(iovecs.fill(1, &memory, &segments), 2048);
         for (skip, left) in [
@@ -216,11 +186,7 @@ mod tests {
         let memory = Memory::new(64 << 10).unwrap();
         let mut iovecs = Iovecs::new(3);
         for (index, offset) in [(0, 0), (1, 4096), (2, 12288)] {
-            let segment = Segment {
-                region: RegionId::Arena,
-                offset,
-                len: 4096,
-            };
+            let segment = Segment { region: RegionId::Arena, offset, len: 4096 };
             iovecs.fill(index, &memory, &[segment]);
         }
         let mut span = iovecs.open();

@@ -51,13 +51,7 @@ impl Uring {
     pub(in crate::queue) fn open(depth: usize, event: &EventFd) -> io::Result<Self> {
         let depth = u32::try_from(depth).expect("checked by the queue");
         let event = event.as_raw_fd();
-        Ok(Self {
-            ring: Some(open_ring(depth, event)?),
-            depth,
-            event,
-            staged: 0,
-            cancels: 0,
-        })
+        Ok(Self { ring: Some(open_ring(depth, event)?), depth, event, staged: 0, cancels: 0 })
     }
 
     pub(in crate::queue) fn stage(&mut self, request: &Request<'_>) {
@@ -85,21 +79,14 @@ impl Uring {
                 let cancels = taken.min(self.cancels);
                 self.cancels -= cancels;
                 self.staged -= taken - cancels;
-                Submitted {
-                    accepted: taken - cancels,
-                    refused: None,
-                }
+                Submitted { accepted: taken - cancels, refused: None }
             }
             // There is no error that means one entry: those come as completions. What is left (no
             // memory, no room for completions) is a matter of time.
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => Submitted {
-                accepted: 0,
-                refused: Some(Errno::EINTR),
-            },
-            Err(_) => Submitted {
-                accepted: 0,
-                refused: Some(Errno::EAGAIN),
-            },
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {
+                Submitted { accepted: 0, refused: Some(Errno::EINTR) }
+            }
+            Err(_) => Submitted { accepted: 0, refused: Some(Errno::EAGAIN) },
         }
     }
 
@@ -115,13 +102,13 @@ impl Uring {
 
     pub(in crate::queue) fn reap(&mut self, out: &mut Vec<Raw>) -> u64 {
         if let Some(ring) = &mut self.ring {
-            let done = ring
-                .completion()
-                .filter(|done| done.user_data() != CANCELLATION);
-            out.extend(done.map(|done| Raw {
-                key: Key(done.user_data()),
-                result: i64::from(done.result()),
-            }));
+            let done = ring.completion().filter(|done| done.user_data() != CANCELLATION);
+            out.extend(
+                done.map(|done| Raw {
+                    key: Key(done.user_data()),
+                    result: i64::from(done.result()),
+                }),
+            );
         }
         0
     }
@@ -151,9 +138,7 @@ impl Uring {
         if self.staged > 0 {
             return;
         }
-        let entry = opcode::AsyncCancel::new(key.0)
-            .build()
-            .user_data(CANCELLATION);
+        let entry = opcode::AsyncCancel::new(key.0).build().user_data(CANCELLATION);
         let Some(ring) = &mut self.ring else { return };
         // SAFETY: the entry names no memory.
         let pushed = unsafe { ring.submission().push(&entry) };
@@ -174,38 +159,26 @@ fn entry(request: &Request<'_>) -> squeue::Entry {
     let len = |piece: &Piece| u32::try_from(piece.len()).unwrap_or(u32::MAX);
     let offset = request.offset;
     let entry = match (request.verb, pieces) {
-        (Verb::Read, [one]) => opcode::Read::new(fd, one.address(), len(one))
-            .offset(offset)
-            .build(),
+        (Verb::Read, [one]) => {
+            opcode::Read::new(fd, one.address(), len(one)).offset(offset).build()
+        }
         (Verb::Read, _) => opcode::Readv::new(fd, iovecs, count).offset(offset).build(),
         (Verb::Write | Verb::WriteDurable, [one]) => {
             let flags = durable(request.verb);
-            opcode::Write::new(fd, one.address(), len(one))
-                .offset(offset)
-                .rw_flags(flags)
-                .build()
+            opcode::Write::new(fd, one.address(), len(one)).offset(offset).rw_flags(flags).build()
         }
         (Verb::Write | Verb::WriteDurable, _) => {
             let flags = durable(request.verb);
-            opcode::Writev::new(fd, iovecs, count)
-                .offset(offset)
-                .rw_flags(flags)
-                .build()
+            opcode::Writev::new(fd, iovecs, count).offset(offset).rw_flags(flags).build()
         }
         (Verb::Sync, _) => opcode::Fsync::new(fd).flags(FsyncFlags::DATASYNC).build(),
         (Verb::Punch, _) => {
             let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
-            opcode::Fallocate::new(fd, request.len)
-                .offset(offset)
-                .mode(mode)
-                .build()
+            opcode::Fallocate::new(fd, request.len).offset(offset).mode(mode).build()
         }
         (Verb::Zero, _) => {
             let mode = libc::FALLOC_FL_ZERO_RANGE;
-            opcode::Fallocate::new(fd, request.len)
-                .offset(offset)
-                .mode(mode)
-                .build()
+            opcode::Fallocate::new(fd, request.len).offset(offset).mode(mode).build()
         }
         (Verb::Extent, _) => unreachable!("extents are the helper thread's"),
     };
@@ -213,21 +186,14 @@ fn entry(request: &Request<'_>) -> squeue::Entry {
 }
 
 fn durable(verb: Verb) -> i32 {
-    if verb == Verb::WriteDurable {
-        libc::RWF_DSYNC
-    } else {
-        0
-    }
+    if verb == Verb::WriteDurable { libc::RWF_DSYNC } else { 0 }
 }
 
 fn open_ring(depth: u32, event: RawFd) -> io::Result<IoUring> {
     let missing = |what: String| io::Error::new(io::ErrorKind::Unsupported, what);
     let ring = IoUring::new(depth).map_err(|error| {
         let hint = "off (/proc/sys/kernel/io_uring_disabled), filtered, or older than Linux 5.11";
-        io::Error::new(
-            error.kind(),
-            format!("No io_uring: {error}; it may be {hint}"),
-        )
+        io::Error::new(error.kind(), format!("No io_uring: {error}; it may be {hint}"))
     })?;
     if !ring.params().is_feature_submit_stable() || !ring.params().is_feature_ext_arg() {
         let what = "This kernel's io_uring lacks EXT_ARG or SUBMIT_STABLE; Linux 5.11 has both";
@@ -235,13 +201,8 @@ fn open_ring(depth: u32, event: RawFd) -> io::Result<IoUring> {
     }
     let mut probe = Probe::new();
     ring.submitter().register_probe(&mut probe)?;
-    if let Some((_, name)) = OPERATIONS
-        .iter()
-        .find(|(code, _)| !probe.is_supported(*code))
-    {
-        return Err(missing(format!(
-            "This kernel's io_uring lacks the operation {name}"
-        )));
+    if let Some((_, name)) = OPERATIONS.iter().find(|(code, _)| !probe.is_supported(*code)) {
+        return Err(missing(format!("This kernel's io_uring lacks the operation {name}")));
     }
     ring.submitter().register_eventfd(event)?;
     Ok(ring)
