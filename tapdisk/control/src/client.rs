@@ -36,20 +36,13 @@ impl Client {
     /// The client of the tapdisk with this pid.
     #[must_use]
     pub fn new(paths: &Paths, pid: i32) -> Self {
-        Self {
-            pid,
-            socket: paths.control_socket(pid),
-            query_timeout: QUERY_TIMEOUT,
-        }
+        Self { pid, socket: paths.control_socket(pid), query_timeout: QUERY_TIMEOUT }
     }
 
     /// The same with another limit than [`QUERY_TIMEOUT`].
     #[must_use]
     pub fn with_query_timeout(self, query_timeout: Duration) -> Self {
-        Self {
-            query_timeout,
-            ..self
-        }
+        Self { query_timeout, ..self }
     }
 
     /// The process that is talked to.
@@ -138,11 +131,8 @@ impl Client {
         force: bool,
         timeout: Option<Duration>,
     ) -> Result<(), ControlError> {
-        let request = if force {
-            Request::ForceShutdown { minor }
-        } else {
-            Request::Close { minor }
-        };
+        let request =
+            if force { Request::ForceShutdown { minor } } else { Request::Close { minor } };
         match self.command(&request, timeout)? {
             Response::Close => Ok(()),
             response => Err(self.unexpected(&request, &response)),
@@ -186,20 +176,14 @@ impl Client {
         let Response::Stats { length } = response else {
             return Err(self.unexpected(&request, &response));
         };
-        let size = usize::try_from(length)
-            .ok()
-            .filter(|_| length <= STATS_SIZE_MAX);
+        let size = usize::try_from(length).ok().filter(|_| length <= STATS_SIZE_MAX);
         let Some(size) = size else {
             let attempt = format!(
                 "Reading statistics of minor {minor} from {}: {length} bytes were announced, want at \
                  most {STATS_SIZE_MAX}",
                 self.socket.display()
             );
-            return Err(ControlError::new(
-                ErrorKind::Protocol,
-                Errno::EMSGSIZE,
-                attempt,
-            ));
+            return Err(ControlError::new(ErrorKind::Protocol, Errno::EMSGSIZE, attempt));
         };
         let mut bytes = vec![0; size];
         connection.receive_exact(&mut bytes)?;
@@ -207,15 +191,8 @@ impl Client {
         let json = bytes.trim_ascii_end();
         let json = json.strip_suffix(b"\0").unwrap_or(json).trim_ascii();
         if json.is_empty() {
-            let attempt = format!(
-                "Reading statistics of minor {minor} of tapdisk {}",
-                self.pid
-            );
-            return Err(ControlError::new(
-                ErrorKind::Refused,
-                Errno::ENODEV,
-                attempt,
-            ));
+            let attempt = format!("Reading statistics of minor {minor} of tapdisk {}", self.pid);
+            return Err(ControlError::new(ErrorKind::Refused, Errno::ENODEV, attempt));
         }
         Ok(json.to_vec())
     }
@@ -254,11 +231,7 @@ impl Client {
         device: u32,
         timeout: Option<Duration>,
     ) -> Result<(), ControlError> {
-        let request = Request::XenblkifDisconnect {
-            minor: 0,
-            domain,
-            device,
-        };
+        let request = Request::XenblkifDisconnect { minor: 0, domain, device };
         match self.command(&request, timeout)? {
             Response::XenblkifDisconnect => Ok(()),
             response => Err(self.unexpected(&request, &response)),
@@ -274,8 +247,7 @@ impl Client {
         request: &Request,
         timeout: Option<Duration>,
     ) -> Result<Response, ControlError> {
-        self.exchange(request, timeout)
-            .map(|(_, response)| response)
+        self.exchange(request, timeout).map(|(_, response)| response)
     }
 
     /// Connects, sends, and receives the first reply. An error reply becomes an error here.
@@ -285,11 +257,7 @@ impl Client {
         timeout: Option<Duration>,
     ) -> Result<(Connection, Response), ControlError> {
         let bytes = request.encode().map_err(|error| {
-            let attempt = format!(
-                "Asking tapdisk {} for {:?}: {error}",
-                self.pid,
-                request.id()
-            );
+            let attempt = format!("Asking tapdisk {} for {:?}: {error}", self.pid, request.id());
             ControlError::new(ErrorKind::Invalid, error.errno(), attempt)
         })?;
         let mut connection = Connection::open(&self.socket, Deadline::after(timeout))?;

@@ -39,11 +39,7 @@ pub fn create(
     let allocation = minors.allocate()?;
     let minor = allocation.minor;
     match spawn_and_open(paths, program, minor, params) {
-        Ok(pid) => Ok(Created {
-            pid,
-            minor,
-            path: allocation.path,
-        }),
+        Ok(pid) => Ok(Created { pid, minor, path: allocation.path }),
         Err(error) => Err(match minors.free(minor) {
             Ok(()) => error,
             Err(left) => error.with_note(&format!("minor {minor} is still allocated ({left})")),

@@ -31,11 +31,7 @@ impl Deadline {
     fn left(self) -> Result<Option<Duration>, Errno> {
         let Some(end) = self.0 else { return Ok(None) };
         let left = end.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            Err(Errno::ETIMEDOUT)
-        } else {
-            Ok(Some(left))
-        }
+        if left.is_zero() { Err(Errno::ETIMEDOUT) } else { Ok(Some(left)) }
     }
 
     /// `Err` when it has passed.
@@ -78,11 +74,7 @@ impl Connection {
             };
             ControlError::new(kind, errno, format!("Connecting to {}", path.display()))
         })?;
-        Ok(Self {
-            stream,
-            socket: path.to_owned(),
-            deadline,
-        })
+        Ok(Self { stream, socket: path.to_owned(), deadline })
     }
 
     pub(crate) fn send(&mut self, mut bytes: &[u8]) -> Result<(), ControlError> {
@@ -158,19 +150,11 @@ impl Connection {
 fn open_stream(path: &Path, deadline: Deadline) -> Result<UnixStream, Errno> {
     let address = UnixAddr::new(path)?;
     loop {
-        let fd: OwnedFd = socket(
-            AddressFamily::Unix,
-            SockType::Stream,
-            SockFlag::SOCK_CLOEXEC,
-            None,
-        )?;
+        let fd: OwnedFd =
+            socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
         if let Some(left) = deadline.left()? {
             let microseconds = i64::try_from(left.as_micros()).unwrap_or(i64::MAX).max(1);
-            setsockopt(
-                &fd,
-                sockopt::SendTimeout,
-                &TimeVal::microseconds(microseconds),
-            )?;
+            setsockopt(&fd, sockopt::SendTimeout, &TimeVal::microseconds(microseconds))?;
         }
         match connect(std::os::fd::AsRawFd::as_raw_fd(&fd), &address) {
             Ok(()) => {

@@ -50,11 +50,7 @@ impl ControlError {
     /// The same for a number that need not be an errno: a reply or an exit status holds any.
     #[must_use]
     pub fn with_status(kind: ErrorKind, status: i32, attempt: impl Into<String>) -> Self {
-        Self {
-            kind,
-            errno: status.saturating_abs(),
-            attempt: attempt.into(),
-        }
+        Self { kind, errno: status.saturating_abs(), attempt: attempt.into() }
     }
 
     pub(crate) fn system(kind: ErrorKind, source: &io::Error, attempt: impl Into<String>) -> Self {
@@ -65,10 +61,7 @@ impl ControlError {
     /// The same error, which also tells what it left behind.
     #[must_use]
     pub fn with_note(self, note: &str) -> Self {
-        Self {
-            attempt: format!("{} [{note}]", self.attempt),
-            ..self
-        }
+        Self { attempt: format!("{} [{note}]", self.attempt), ..self }
     }
 
     /// What a caller decides by.
@@ -137,9 +130,6 @@ mod tests {
     #[test]
     fn an_error_says_what_and_why() {
         let error = ControlError::new(ErrorKind::Minor, Errno::EAGAIN, "Freeing minor 3");
-        assert_eq!(
-            error.to_string(),
-            "Freeing minor 3: Resource temporarily unavailable"
-        );
+        assert_eq!(error.to_string(), "Freeing minor 3: Resource temporarily unavailable");
     }
 }

@@ -77,15 +77,10 @@ pub struct Row {
 /// # Errors
 /// When the run directory cannot be read; one that does not exist holds nothing.
 pub fn list(paths: &Paths) -> Result<Vec<Row>, ControlError> {
-    let mut orphans: Vec<u16> = names(&paths.marker_dir())?
-        .iter()
-        .filter_map(|name| minor_of_marker(name))
-        .collect();
+    let mut orphans: Vec<u16> =
+        names(&paths.marker_dir())?.iter().filter_map(|name| minor_of_marker(name)).collect();
     let mut rows = Vec::new();
-    for pid in names(paths.run_dir())?
-        .iter()
-        .filter_map(|name| pid_of_control_socket(name))
-    {
+    for pid in names(paths.run_dir())?.iter().filter_map(|name| pid_of_control_socket(name)) {
         let client = Client::new(paths, pid);
         if client.pid().is_err() {
             continue;
@@ -93,18 +88,12 @@ pub fn list(paths: &Paths) -> Result<Vec<Row>, ControlError> {
         match disks(&client) {
             Ok(disks) if !disks.is_empty() => rows.extend(disks),
             // It has none yet, or went away just now: what is known of it is that it was there.
-            _ => rows.push(Row {
-                pid: Some(pid),
-                ..Row::default()
-            }),
+            _ => rows.push(Row { pid: Some(pid), ..Row::default() }),
         }
     }
     let claimed: BTreeSet<u16> = rows.iter().filter_map(|row| row.minor).collect();
     orphans.retain(|minor| !claimed.contains(minor));
-    rows.extend(orphans.into_iter().map(|minor| Row {
-        minor: Some(minor),
-        ..Row::default()
-    }));
+    rows.extend(orphans.into_iter().map(|minor| Row { minor: Some(minor), ..Row::default() }));
     Ok(rows)
 }
 
@@ -119,30 +108,19 @@ pub fn list_process(paths: &Paths, pid: i32) -> Result<Vec<Row>, ControlError> {
     }
     let mut rows = disks(&client)?;
     if rows.is_empty() {
-        rows.push(Row {
-            pid: Some(pid),
-            ..Row::default()
-        });
+        rows.push(Row { pid: Some(pid), ..Row::default() });
     }
     Ok(rows)
 }
 
 fn disks(client: &Client) -> Result<Vec<Row>, ControlError> {
     let entries = client.list()?;
-    entries
-        .into_iter()
-        .rev()
-        .map(|entry| row(client.process(), &entry))
-        .collect()
+    entries.into_iter().rev().map(|entry| row(client.process(), &entry)).collect()
 }
 
 fn row(pid: i32, entry: &ListEntry) -> Result<Row, ControlError> {
-    let mut row = Row {
-        pid: Some(pid),
-        minor: Some(entry.minor),
-        state: Some(entry.state),
-        image: None,
-    };
+    let mut row =
+        Row { pid: Some(pid), minor: Some(entry.minor), state: Some(entry.state), image: None };
     if !entry.path.is_empty() {
         row.image = ImageName::split(&entry.path);
         if row.image.is_none() {
@@ -150,11 +128,7 @@ fn row(pid: i32, entry: &ListEntry) -> Result<Row, ControlError> {
                 "Listing tapdisk {pid}: minor {} has image {:?}, want type:path",
                 entry.minor, entry.path
             );
-            return Err(ControlError::new(
-                ErrorKind::Protocol,
-                Errno::EPROTO,
-                attempt,
-            ));
+            return Err(ControlError::new(ErrorKind::Protocol, Errno::EPROTO, attempt));
         }
     }
     Ok(row)
@@ -187,21 +161,9 @@ mod tests {
     #[test]
     fn an_image_is_split_at_the_first_colon() {
         let name = ImageName::split(OsStr::new("nbd:unix:/a b=c")).unwrap();
-        assert_eq!(
-            name,
-            ImageName {
-                kind: "nbd".into(),
-                path: "unix:/a b=c".into()
-            }
-        );
+        assert_eq!(name, ImageName { kind: "nbd".into(), path: "unix:/a b=c".into() });
         let name = ImageName::split(OsStr::new(":")).unwrap();
-        assert_eq!(
-            name,
-            ImageName {
-                kind: "".into(),
-                path: "".into()
-            }
-        );
+        assert_eq!(name, ImageName { kind: "".into(), path: "".into() });
         assert_eq!(ImageName::split(OsStr::new("vhd")), None);
     }
 

@@ -57,9 +57,7 @@ impl MarkerMinors {
     /// Markers under these paths.
     #[must_use]
     pub fn new(paths: &Paths) -> Self {
-        Self {
-            paths: paths.clone(),
-        }
+        Self { paths: paths.clone() }
     }
 }
 
@@ -138,20 +136,12 @@ fn allocate_below(paths: &Paths, end: u16) -> Result<Allocation, ControlError> {
         }
     }
     let dir = paths.marker_dir();
-    let attempt = format!(
-        "Allocating a minor in {}: all {end} are taken",
-        dir.display()
-    );
+    let attempt = format!("Allocating a minor in {}: all {end} are taken", dir.display());
     Err(ControlError::new(ErrorKind::Minor, Errno::ENOSPC, attempt))
 }
 
 fn create(path: &Path) -> io::Result<()> {
-    OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(path)
-        .map(drop)
+    OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).map(drop)
 }
 
 fn failed_to_create(paths: &Paths, minor: u16, error: &io::Error) -> ControlError {
@@ -192,13 +182,7 @@ mod tests {
         assert_eq!(numbers, [0, 1, 2]);
         minors.free(1).unwrap();
         let again = minors.allocate().unwrap();
-        assert_eq!(
-            again,
-            Allocation {
-                minor: 1,
-                path: dir.paths().marker(1)
-            }
-        );
+        assert_eq!(again, Allocation { minor: 1, path: dir.paths().marker(1) });
     }
 
     #[test]
@@ -239,18 +223,12 @@ mod tests {
         let minors = MarkerMinors::new(&paths);
         minors.allocate().unwrap();
         let attached = lock_marker(&paths, 0).unwrap();
-        assert_eq!(
-            lock_marker(&paths, 0).unwrap_err().errno(),
-            Errno::EAGAIN as i32
-        );
+        assert_eq!(lock_marker(&paths, 0).unwrap_err().errno(), Errno::EAGAIN as i32);
         assert_eq!(minors.free(0).unwrap_err().errno(), Errno::EAGAIN as i32);
         assert!(paths.marker(0).exists());
         drop(attached);
         minors.free(0).unwrap();
-        assert_eq!(
-            lock_marker(&paths, 0).unwrap_err().errno(),
-            Errno::ENOENT as i32
-        );
+        assert_eq!(lock_marker(&paths, 0).unwrap_err().errno(), Errno::ENOENT as i32);
     }
 
     #[test]

@@ -44,11 +44,7 @@ impl Paths {
         devices: impl Into<PathBuf>,
         shared_memory: impl Into<PathBuf>,
     ) -> Self {
-        Self {
-            run: run.into(),
-            devices: devices.into(),
-            shared_memory: shared_memory.into(),
-        }
+        Self { run: run.into(), devices: devices.into(), shared_memory: shared_memory.into() }
     }
 
     /// The usual paths, or what `TAPDISK_RUN_DIR`, `TAPDISK_DEV_DIR` and `TAPDISK_SHM_DIR` say. An
@@ -187,11 +183,7 @@ pub fn check_socket_path(path: &Path) -> Result<(), ControlError> {
         "Naming the socket {}, {len} bytes, want at most {SOCKET_PATH_LEN_MAX}",
         path.display()
     );
-    Err(ControlError::new(
-        ErrorKind::Invalid,
-        Errno::ENAMETOOLONG,
-        attempt,
-    ))
+    Err(ControlError::new(ErrorKind::Invalid, Errno::ENAMETOOLONG, attempt))
 }
 
 fn create_private_dir(path: &Path) -> Result<(), ControlError> {
@@ -213,22 +205,10 @@ mod tests {
     #[test]
     fn names_are_those_a_storage_manager_looks_for() {
         let paths = Paths::default();
-        assert_eq!(
-            paths.control_socket(12),
-            Path::new("/run/blktap-control/ctl12")
-        );
-        assert_eq!(
-            paths.nbd_socket(12, 3),
-            Path::new("/run/blktap-control/nbd12.3")
-        );
-        assert_eq!(
-            paths.marker(3),
-            Path::new("/run/blktap-control/tapdisk/tapdisk-3")
-        );
-        assert_eq!(
-            paths.block_device(3),
-            Path::new("/dev/xen/blktap-2/tapdev3")
-        );
+        assert_eq!(paths.control_socket(12), Path::new("/run/blktap-control/ctl12"));
+        assert_eq!(paths.nbd_socket(12, 3), Path::new("/run/blktap-control/nbd12.3"));
+        assert_eq!(paths.marker(3), Path::new("/run/blktap-control/tapdisk/tapdisk-3"));
+        assert_eq!(paths.block_device(3), Path::new("/dev/xen/blktap-2/tapdev3"));
         assert_eq!(paths.ring_device(3), Path::new("/dev/xen/blktap-2/blktap3"));
         assert_eq!(paths.statistics(12, 3), Path::new("/dev/shm/td3-12/vdi-3"));
     }
@@ -247,15 +227,7 @@ mod tests {
     fn only_the_spelling_that_is_written_is_read() {
         assert_eq!(pid_of_control_socket("ctl42"), Some(42));
         assert_eq!(minor_of_marker("tapdisk-16383"), Some(16383));
-        for name in [
-            "ctl",
-            "ctl042",
-            "ctl+42",
-            "ctl-42",
-            "ctl42x",
-            "nbd42",
-            "ctl99999999999",
-        ] {
+        for name in ["ctl", "ctl042", "ctl+42", "ctl-42", "ctl42x", "nbd42", "ctl99999999999"] {
             assert_eq!(pid_of_control_socket(name), None, "{name}");
         }
         for name in ["tapdisk-", "tapdisk-65536", "tapdisk-01", "tapdisk-1.tmp"] {

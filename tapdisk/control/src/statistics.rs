@@ -96,9 +96,7 @@ impl Statistics {
     /// Takes bytes of the current version.
     #[must_use]
     pub fn from_bytes(bytes: [u8; STATISTICS_SIZE]) -> Option<Self> {
-        let version = bytes
-            .first_chunk()
-            .map(|version| u32::from_ne_bytes(*version));
+        let version = bytes.first_chunk().map(|version| u32::from_ne_bytes(*version));
         (version == Some(STATISTICS_VERSION)).then_some(Self { bytes })
     }
 
@@ -117,11 +115,8 @@ impl Statistics {
             _ => ControlError::system(ErrorKind::System, &error, attempt()),
         };
         let flags = OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK;
-        let mut file = OpenOptions::new()
-            .read(true)
-            .custom_flags(flags.bits())
-            .open(path)
-            .map_err(failed)?;
+        let mut file =
+            OpenOptions::new().read(true).custom_flags(flags.bits()).open(path).map_err(failed)?;
         let protocol = |what| {
             let attempt = format!("{}: {what}", attempt());
             ControlError::new(ErrorKind::Protocol, Errno::EPROTO, attempt)
@@ -137,10 +132,7 @@ impl Statistics {
     /// A counter.
     #[must_use]
     pub fn get(&self, counter: Counter) -> u64 {
-        let bytes = self
-            .bytes
-            .get(counter.offset()..)
-            .and_then(<[u8]>::first_chunk);
+        let bytes = self.bytes.get(counter.offset()..).and_then(<[u8]>::first_chunk);
         u64::from_ne_bytes(*bytes.expect("every counter lies inside, asserted above"))
     }
 }
@@ -182,30 +174,15 @@ mod tests {
         let dir = TestDir::new("statistics");
         let path = dir.paths().run_dir().to_owned();
         dir.paths().create_run_dir().unwrap();
-        assert_eq!(
-            Statistics::read(&path).unwrap_err().errno(),
-            Errno::EPROTO as i32
-        );
+        assert_eq!(Statistics::read(&path).unwrap_err().errno(), Errno::EPROTO as i32);
         let file = path.join("vdi-1");
-        assert_eq!(
-            Statistics::read(&file).unwrap_err().errno(),
-            Errno::ENOENT as i32
-        );
+        assert_eq!(Statistics::read(&file).unwrap_err().errno(), Errno::ENOENT as i32);
         fs::write(&file, &page()[..95]).unwrap();
-        assert_eq!(
-            Statistics::read(&file).unwrap_err().errno(),
-            Errno::EPROTO as i32
-        );
+        assert_eq!(Statistics::read(&file).unwrap_err().errno(), Errno::EPROTO as i32);
         fs::write(&file, page()).unwrap();
-        assert_eq!(
-            Statistics::read(&file).unwrap().get(Counter::Outstanding),
-            1
-        );
+        assert_eq!(Statistics::read(&file).unwrap().get(Counter::Outstanding), 1);
         let link = path.join("vdi-2");
         std::os::unix::fs::symlink(&file, &link).unwrap();
-        assert_eq!(
-            Statistics::read(&link).unwrap_err().errno(),
-            Errno::ELOOP as i32
-        );
+        assert_eq!(Statistics::read(&link).unwrap_err().errno(), Errno::ELOOP as i32);
     }
 }

@@ -24,11 +24,7 @@ impl TestDir {
     }
 
     pub(crate) fn paths(&self) -> Paths {
-        Paths::new(
-            self.path.join("run"),
-            self.path.join("dev"),
-            self.path.join("shm"),
-        )
+        Paths::new(self.path.join("run"), self.path.join("dev"), self.path.join("shm"))
     }
 }
 

@@ -23,10 +23,7 @@ pub struct RequestBuffer {
 
 impl Default for RequestBuffer {
     fn default() -> Self {
-        Self {
-            bytes: [0; REQUEST_SIZE_MAX],
-            filled: 0,
-        }
+        Self { bytes: [0; REQUEST_SIZE_MAX], filled: 0 }
     }
 }
 
@@ -60,10 +57,7 @@ impl RequestBuffer {
     /// When that is more than the space.
     pub fn advance(&mut self, count: usize) {
         let room = self.space().len();
-        assert!(
-            count <= room,
-            "advanced by {count} bytes, there was room for {room}"
-        );
+        assert!(count <= room, "advanced by {count} bytes, there was room for {room}");
         self.filled = self.filled.saturating_add(count);
     }
 
@@ -76,8 +70,7 @@ impl RequestBuffer {
     /// The cookie, as soon as the message is there: a reply repeats it.
     #[must_use]
     pub fn cookie(&self) -> Option<u16> {
-        self.message()
-            .map(|message| layout::COOKIE.get_u16(message))
+        self.message().map(|message| layout::COOKIE.get_u16(message))
     }
 
     /// The request, when all of it is there.
@@ -113,18 +106,11 @@ impl RequestBuffer {
             return Ok(MESSAGE_SIZE);
         };
         let (log, key) = follows(message);
-        let key_at = if log {
-            MESSAGE_SIZE.saturating_add(STRING_SIZE)
-        } else {
-            MESSAGE_SIZE
-        };
+        let key_at = if log { MESSAGE_SIZE.saturating_add(STRING_SIZE) } else { MESSAGE_SIZE };
         if !key {
             return Ok(key_at);
         }
-        let size = self
-            .bytes
-            .get(..self.filled)
-            .and_then(|bytes| bytes.get(key_at));
+        let size = self.bytes.get(..self.filled).and_then(|bytes| bytes.get(key_at));
         let key_len = match size {
             None => 0,
             Some(&size) if size == 0 || usize::from(size) > KEY_SIZE_MAX => {
@@ -139,10 +125,7 @@ impl RequestBuffer {
 /// Whether the path of a log and a key follow the message.
 fn follows(message: &MessageBytes) -> (bool, bool) {
     let flags = Flags(layout::PARAMS_FLAGS.get_u32(message));
-    let (log, key) = (
-        flags.contains(Flags::ADD_LOG),
-        flags.contains(Flags::OPEN_ENCRYPTED),
-    );
+    let (log, key) = (flags.contains(Flags::ADD_LOG), flags.contains(Flags::OPEN_ENCRYPTED));
     match MessageId::try_from(layout::TYPE.get_u16(message)) {
         Ok(MessageId::Open) => (log, key),
         Ok(MessageId::Resume) => (log, false),

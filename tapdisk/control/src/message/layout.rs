@@ -100,10 +100,7 @@ impl<const AT: usize, const LEN: usize> Field<AT, LEN> {
     #[must_use]
     pub fn get(self, bytes: &MessageBytes) -> [u8; LEN] {
         let () = Self::LIES_INSIDE;
-        *bytes
-            .get(AT..)
-            .and_then(<[u8]>::first_chunk)
-            .expect("lies inside, asserted above")
+        *bytes.get(AT..).and_then(<[u8]>::first_chunk).expect("lies inside, asserted above")
     }
 
     /// Replaces the field's bytes.
@@ -224,18 +221,12 @@ mod tests {
 
     #[test]
     fn a_string_without_nul_is_refused() {
-        assert_eq!(
-            decode_string(&[b'x'; 256], "pool"),
-            Err(DecodeError::Unterminated("pool"))
-        );
+        assert_eq!(decode_string(&[b'x'; 256], "pool"), Err(DecodeError::Unterminated("pool")));
     }
 
     #[test]
     fn a_string_with_a_nul_inside_is_not_cut() {
-        assert_eq!(
-            encode_string(OsStr::new("a\0b"), "path"),
-            Err(EncodeError::HoldsNul("path"))
-        );
+        assert_eq!(encode_string(OsStr::new("a\0b"), "path"), Err(EncodeError::HoldsNul("path")));
     }
 
     #[test]
@@ -243,9 +234,6 @@ mod tests {
         let mut bytes = [b'x'; 256];
         bytes[0] = 0xff;
         bytes[2] = 0;
-        assert_eq!(
-            decode_string(&bytes, "path").unwrap().as_bytes(),
-            [0xff, b'x']
-        );
+        assert_eq!(decode_string(&bytes, "path").unwrap().as_bytes(), [0xff, b'x']);
     }
 }

@@ -125,17 +125,11 @@ impl fmt::Display for EncodeError {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::TooLong(field, len) => {
-                write!(
-                    formatter,
-                    "Field {field} of {len} bytes, want at most {STRING_LEN_MAX}"
-                )
+                write!(formatter, "Field {field} of {len} bytes, want at most {STRING_LEN_MAX}")
             }
             Self::HoldsNul(field) => write!(formatter, "Field {field} holds a NUL"),
             Self::TooMany(count) => {
-                write!(
-                    formatter,
-                    "List of {count} entries, want at most {MINORS_MAX}"
-                )
+                write!(formatter, "List of {count} entries, want at most {MINORS_MAX}")
             }
         }
     }

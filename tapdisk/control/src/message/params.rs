@@ -72,9 +72,7 @@ impl Key {
     /// [`DecodeError::KeySize`] when it is empty or too long (the size is then cut to 255).
     pub fn new(bytes: &[u8]) -> Result<Self, DecodeError> {
         if bytes.is_empty() || bytes.len() > KEY_SIZE_MAX {
-            return Err(DecodeError::KeySize(
-                u8::try_from(bytes.len()).unwrap_or(u8::MAX),
-            ));
+            return Err(DecodeError::KeySize(u8::try_from(bytes.len()).unwrap_or(u8::MAX)));
         }
         Ok(Self(bytes.to_vec()))
     }
@@ -118,16 +116,8 @@ pub struct Params {
 impl Params {
     /// The flags as they are sent.
     pub(super) fn wire_flags(&self) -> Flags {
-        let log = if self.log.is_some() {
-            Flags::ADD_LOG
-        } else {
-            Flags::NONE
-        };
-        let key = if self.key.is_some() {
-            Flags::OPEN_ENCRYPTED
-        } else {
-            Flags::NONE
-        };
+        let log = if self.log.is_some() { Flags::ADD_LOG } else { Flags::NONE };
+        let key = if self.key.is_some() { Flags::OPEN_ENCRYPTED } else { Flags::NONE };
         self.flags.without(Flags::ADD_LOG | Flags::OPEN_ENCRYPTED) | log | key
     }
 
@@ -182,15 +172,9 @@ mod tests {
 
     #[test]
     fn the_flags_on_the_wire_say_what_follows() {
-        let params = Params {
-            flags: Flags::ADD_LOG | Flags::READ_ONLY,
-            ..Params::default()
-        };
+        let params = Params { flags: Flags::ADD_LOG | Flags::READ_ONLY, ..Params::default() };
         assert_eq!(params.wire_flags(), Flags::READ_ONLY);
-        let params = Params {
-            log: Some("l".into()),
-            ..Params::default()
-        };
+        let params = Params { log: Some("l".into()), ..Params::default() };
         assert_eq!(params.wire_flags(), Flags::ADD_LOG);
     }
 }

@@ -201,10 +201,7 @@ impl Request {
                 }
             }
             Self::Resume { params, .. } => {
-                let params = Params {
-                    key: None,
-                    ..params.clone()
-                };
+                let params = Params { key: None, ..params.clone() };
                 params.encode(&mut bytes)?;
                 encode_log(&params, &mut payload)?;
             }
@@ -234,23 +231,16 @@ impl Request {
             MessageId::ListMinors => Self::ListMinors,
             MessageId::Attach => Self::Attach { minor },
             MessageId::Detach => Self::Detach { minor },
-            MessageId::Open => Self::Open {
-                minor,
-                params: Params::decode(bytes, log, key)?,
-            },
+            MessageId::Open => Self::Open { minor, params: Params::decode(bytes, log, key)? },
             MessageId::Close => Self::Close { minor },
             MessageId::ForceShutdown => Self::ForceShutdown { minor },
             MessageId::Pause => Self::Pause { minor },
-            MessageId::Resume => Self::Resume {
-                minor,
-                params: Params::decode(bytes, log, None)?,
-            },
+            MessageId::Resume => Self::Resume { minor, params: Params::decode(bytes, log, None)? },
             MessageId::Stats => Self::Stats { minor },
             MessageId::DiskInfo => Self::DiskInfo { minor },
-            MessageId::XenblkifConnect => Self::XenblkifConnect {
-                minor,
-                blkif: decode_blkif(bytes)?,
-            },
+            MessageId::XenblkifConnect => {
+                Self::XenblkifConnect { minor, blkif: decode_blkif(bytes)? }
+            }
             MessageId::XenblkifDisconnect => Self::XenblkifDisconnect {
                 minor,
                 domain: layout::BLKIF_DOMAIN.get_u32(bytes),

@@ -146,9 +146,9 @@ impl Response {
                 errno: layout::ERROR_ERRNO.get_i32(bytes),
                 message: layout::ERROR_MESSAGE.get_string(bytes, "message")?,
             },
-            MessageId::RuntimeError => Self::RuntimeError {
-                message: layout::STRING.get_string(bytes, "message")?,
-            },
+            MessageId::RuntimeError => {
+                Self::RuntimeError { message: layout::STRING.get_string(bytes, "message")? }
+            }
             MessageId::PidResponse => Self::Pid(layout::PID.get_i32(bytes)),
             MessageId::AttachResponse => Self::Attach,
             MessageId::DetachResponse => Self::Detach,
@@ -158,9 +158,7 @@ impl Response {
             MessageId::ResumeResponse => Self::Resume,
             MessageId::ListResponse => decode_list(bytes)?,
             MessageId::ListMinorsResponse => Self::ListMinors(decode_minors(bytes)?),
-            MessageId::StatsResponse => Self::Stats {
-                length: layout::STATS_LENGTH.get_u64(bytes),
-            },
+            MessageId::StatsResponse => Self::Stats { length: layout::STATS_LENGTH.get_u64(bytes) },
             MessageId::DiskInfoResponse => Self::DiskInfo(decode_info(bytes)),
             MessageId::XenblkifConnectResponse => Self::XenblkifConnect,
             MessageId::XenblkifDisconnectResponse => Self::XenblkifDisconnect,
@@ -216,13 +214,6 @@ fn decode_minors(bytes: &MessageBytes) -> Result<Vec<i32>, DecodeError> {
     let raw = layout::MINORS_COUNT.get_i32(bytes);
     let list = layout::MINORS_LIST.get(bytes);
     let count = usize::try_from(raw).map_err(|_| DecodeError::Count(raw))?;
-    let minors = list
-        .as_chunks::<4>()
-        .0
-        .get(..count)
-        .ok_or(DecodeError::Count(raw))?;
-    Ok(minors
-        .iter()
-        .map(|minor| i32::from_ne_bytes(*minor))
-        .collect())
+    let minors = list.as_chunks::<4>().0.get(..count).ok_or(DecodeError::Count(raw))?;
+    Ok(minors.iter().map(|minor| i32::from_ne_bytes(*minor)).collect())
 }

@@ -40,62 +40,28 @@ fn every_request() -> Vec<Request> {
         Request::ListMinors,
         Request::Attach { minor },
         Request::Detach { minor },
-        Request::Open {
-            minor,
-            params: params(false, None),
-        },
-        Request::Open {
-            minor,
-            params: params(true, None),
-        },
-        Request::Open {
-            minor,
-            params: params(false, Some(1)),
-        },
-        Request::Open {
-            minor,
-            params: params(true, Some(128)),
-        },
+        Request::Open { minor, params: params(false, None) },
+        Request::Open { minor, params: params(true, None) },
+        Request::Open { minor, params: params(false, Some(1)) },
+        Request::Open { minor, params: params(true, Some(128)) },
         Request::Close { minor },
         Request::ForceShutdown { minor },
         Request::Pause { minor },
-        Request::Resume {
-            minor,
-            params: params(false, None),
-        },
-        Request::Resume {
-            minor,
-            params: params(true, None),
-        },
+        Request::Resume { minor, params: params(false, None) },
+        Request::Resume { minor, params: params(true, None) },
         Request::Stats { minor: COOKIE_ALL },
         Request::DiskInfo { minor },
-        Request::XenblkifConnect {
-            minor,
-            blkif: blkif(),
-        },
-        Request::XenblkifDisconnect {
-            minor,
-            domain: 5,
-            device: 51712,
-        },
+        Request::XenblkifConnect { minor, blkif: blkif() },
+        Request::XenblkifDisconnect { minor, domain: 5, device: 51712 },
         Request::Exit,
     ]
 }
 
 fn every_response() -> Vec<Response> {
-    let info = ImageInfo {
-        sectors: 1 << 40,
-        sector_size: 512,
-        info: 4,
-    };
+    let info = ImageInfo { sectors: 1 << 40, sector_size: 512, info: 4 };
     vec![
-        Response::Error {
-            errno: 114,
-            message: "".into(),
-        },
-        Response::RuntimeError {
-            message: "lost".into(),
-        },
+        Response::Error { errno: 114, message: "".into() },
+        Response::RuntimeError { message: "lost".into() },
         Response::Pid(4711),
         Response::Attach,
         Response::Detach,
@@ -103,12 +69,7 @@ fn every_response() -> Vec<Response> {
         Response::Close,
         Response::Pause,
         Response::Resume,
-        Response::List(ListEntry {
-            remaining: 2,
-            minor: 3,
-            state: 0x22a,
-            path: "".into(),
-        }),
+        Response::List(ListEntry { remaining: 2, minor: 3, state: 0x22a, path: "".into() }),
         Response::ListEnd,
         Response::ListMinors((0..63).collect()),
         Response::Stats { length: 4096 },
@@ -164,11 +125,7 @@ fn a_request_takes_no_byte_of_what_comes_after_it() {
 fn a_request_is_not_complete_one_byte_before_its_end() {
     for request in every_request() {
         let bytes = request.encode().unwrap();
-        assert_eq!(
-            receive(&bytes[..bytes.len() - 1], 4096).0,
-            Ok(None),
-            "{request:?}"
-        );
+        assert_eq!(receive(&bytes[..bytes.len() - 1], 4096).0, Ok(None), "{request:?}");
     }
 }
 
@@ -204,10 +161,7 @@ fn every_id_is_a_request_or_a_response_and_not_both() {
 
 #[test]
 fn the_fields_of_an_open_are_where_blktap_4_has_them() {
-    let request = Request::Open {
-        minor: 0x0102,
-        params: params(true, Some(32)),
-    };
+    let request = Request::Open { minor: 0x0102, params: params(true, Some(32)) };
     let bytes = request.encode().unwrap();
     assert_eq!(bytes.len(), 544 + 256 + 1 + 32);
     assert_eq!(bytes[0..2], 7_u16.to_ne_bytes());
@@ -223,10 +177,7 @@ fn the_fields_of_an_open_are_where_blktap_4_has_them() {
 
 #[test]
 fn a_resume_never_carries_a_key() {
-    let request = Request::Resume {
-        minor: 1,
-        params: params(false, Some(32)),
-    };
+    let request = Request::Resume { minor: 1, params: params(false, Some(32)) };
     let bytes = request.encode().unwrap();
     assert_eq!(bytes.len(), 544);
     assert_eq!(bytes[8..12], 0x0082_u32.to_ne_bytes());
@@ -235,10 +186,7 @@ fn a_resume_never_carries_a_key() {
 #[test]
 fn a_key_of_0_or_more_than_128_bytes_is_refused_as_soon_as_its_size_is_there() {
     for size in [0, 129, 255] {
-        let request = Request::Open {
-            minor: 1,
-            params: params(false, Some(1)),
-        };
+        let request = Request::Open { minor: 1, params: params(false, Some(1)) };
         let mut bytes = request.encode().unwrap();
         bytes[544] = size;
         bytes.truncate(545);
@@ -248,34 +196,20 @@ fn a_key_of_0_or_more_than_128_bytes_is_refused_as_soon_as_its_size_is_there() {
 
 #[test]
 fn a_ring_order_above_3_is_refused() {
-    let request = Request::XenblkifConnect {
-        minor: 1,
-        blkif: Blkif {
-            order: 4,
-            ..blkif()
-        },
-    };
+    let request = Request::XenblkifConnect { minor: 1, blkif: Blkif { order: 4, ..blkif() } };
     let bytes = request.encode().unwrap();
     assert_eq!(receive(&bytes, 4096).0, Err(DecodeError::RingOrder(4)));
 }
 
 #[test]
 fn a_list_never_holds_a_minor_that_cannot_be() {
-    let entry = ListEntry {
-        remaining: 1,
-        minor: 1,
-        state: 0,
-        path: "".into(),
-    };
+    let entry = ListEntry { remaining: 1, minor: 1, state: 0, path: "".into() };
     let mut bytes = Response::List(entry).encode(0).unwrap();
     layout::LIST_MINOR.set(&mut bytes, &65536_i32.to_ne_bytes());
     assert_eq!(Response::decode(&bytes), Err(DecodeError::Minor(65536)));
     layout::LIST_COUNT.set(&mut bytes, &(-1_i32).to_ne_bytes());
     assert_eq!(Response::decode(&bytes), Err(DecodeError::Count(-1)));
-    assert_eq!(
-        Response::ListMinors(vec![0; 64]).encode(0),
-        Err(EncodeError::TooMany(64))
-    );
+    assert_eq!(Response::ListMinors(vec![0; 64]).encode(0), Err(EncodeError::TooMany(64)));
 }
 
 proptest! {

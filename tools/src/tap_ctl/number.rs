@@ -1,0 +1,56 @@
+//! Numbers on the command line, as C's atoi reads them: the digits at the start, 0 when there are none.
+//! Callers rely on that (`-t abc`). What atoi leaves undefined, a number that does not fit, is refused.
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+
+/// `None` when the number does not fit.
+pub(crate) fn atoi(text: &OsStr) -> Option<i32> {
+    let bytes = text.as_bytes();
+    // The white space of the C locale; 0x0b is the vertical tab.
+    let start = bytes.iter().position(|byte| !matches!(byte, b' ' | 0x09..=0x0d));
+    let bytes = bytes.get(start.unwrap_or(bytes.len())..).unwrap_or_default();
+    let (negative, digits) = match bytes.split_first() {
+        Some((b'-', digits)) => (true, digits),
+        Some((b'+', digits)) => (false, digits),
+        _ => (false, bytes),
+    };
+    let mut value = 0_i32;
+    for digit in digits.iter().take_while(|byte| byte.is_ascii_digit()) {
+        let digit = i32::from(digit - b'0');
+        let digit = if negative { -digit } else { digit };
+        value = value.checked_mul(10)?.checked_add(digit)?;
+    }
+    Some(value)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn digits_at_the_start_count_and_nothing_else() {
+        for (text, value) in [
+            ("0", 0),
+            ("42", 42),
+            ("-7", -7),
+            ("+7", 7),
+            (" \t9z", 9),
+            ("abc", 0),
+            ("", 0),
+            ("--5", 0),
+            ("0x10", 0),
+            ("2147483647", i32::MAX),
+            ("-2147483648", i32::MIN),
+        ] {
+            assert_eq!(atoi(OsStr::new(text)), Some(value), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_number_that_does_not_fit_is_refused() {
+        for text in ["2147483648", "-2147483649", "99999999999999999999"] {
+            assert_eq!(atoi(OsStr::new(text)), None, "{text:?}");
+        }
+    }
+}

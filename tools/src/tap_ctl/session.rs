@@ -1,0 +1,160 @@
+//! The surroundings of a command: paths, its output, and how its failure is told.
+//!
+//! Programs call tap-ctl and compare what it says on standard error with the words of the C library. So
+//! when that is not a terminal exactly those are said; to a person (or with `TAP_CTL_ERRORS=long`) one
+//! line tells what was attempted, on what, and what to do next.
+
+use std::env;
+use std::io::{self, IsTerminal, Write};
+
+use nix::errno::Errno;
+use tapdisk_control::error::strerror;
+use tapdisk_control::{ControlError, ErrorKind, Paths};
+
+use crate::command::{Command, Failure};
+
+/// What a command finds.
+#[derive(Debug)]
+pub(crate) struct Session {
+    /// Where things are.
+    pub(crate) paths: Paths,
+    debug: bool,
+    long_errors: bool,
+    terminal: bool,
+}
+
+impl Session {
+    pub(crate) fn new(debug: bool) -> Self {
+        let wish = env::var_os("TAP_CTL_ERRORS");
+        let long_errors = match wish.as_deref().and_then(|wish| wish.to_str()) {
+            Some("long") => true,
+            Some("short") => debug,
+            _ => debug || io::stderr().is_terminal(),
+        };
+        let paths = Paths::from_env();
+        Self { paths, debug, long_errors, terminal: io::stdout().is_terminal() }
+    }
+
+    /// With `--debug`: where a command looks.
+    pub(crate) fn debug(&self, command: &str) {
+        if self.debug {
+            self.complain(&format!("tap-ctl {command}: {:?}\n", self.paths));
+        }
+    }
+
+    /// Whether a person reads the output.
+    pub(crate) fn is_terminal(&self) -> bool {
+        self.terminal
+    }
+
+    /// Writes to standard output, all of it now.
+    pub(crate) fn print(&self, text: impl AsRef<[u8]>) -> Result<(), Failure> {
+        let mut out = io::stdout().lock();
+        out.write_all(text.as_ref()).and_then(|()| out.flush()).map_err(Failure::Output)
+    }
+
+    /// Writes to standard error. Nobody is left to tell when that fails.
+    pub(crate) fn complain(&self, text: &str) {
+        drop(io::stderr().lock().write_all(text.as_bytes()));
+    }
+
+    /// Tells why a command failed; returns the exit status.
+    pub(crate) fn fail(&self, command: &Command, failure: &Failure) -> u8 {
+        match failure {
+            Failure::Told(status) => *status,
+            Failure::Usage(why) => {
+                self.complain(command.usage);
+                let error = ControlError::new(ErrorKind::Invalid, Errno::EINVAL, why);
+                self.tell(command, &error, Errno::EINVAL as i32)
+            }
+            Failure::Control(error) => self.tell(command, error, error.errno()),
+            Failure::Masked(error, errno) => self.tell(command, error, *errno as i32),
+            // The reader of a pipe went away: it knows.
+            Failure::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => {
+                exit_status(Errno::EPIPE as i32)
+            }
+            Failure::Output(error) => {
+                let errno = error.raw_os_error().unwrap_or(Errno::EIO as i32);
+                let error = ControlError::with_status(ErrorKind::System, errno, "Writing output");
+                self.tell(command, &error, errno)
+            }
+        }
+    }
+
+    /// Says the error; `errno` is the one that callers of the program see.
+    fn tell(&self, command: &Command, error: &ControlError, errno: i32) -> u8 {
+        if self.long_errors {
+            let next = next_step(command.name, error);
+            self.complain(&format!("tap-ctl {}: {error}; {next}\n", command.name));
+        } else {
+            self.complain(&format!("{}\n", strerror(errno)));
+        }
+        exit_status(errno)
+    }
+}
+
+/// The errno as an exit status: 8 bits, and never success.
+fn exit_status(errno: i32) -> u8 {
+    match u8::try_from(errno & 0xff) {
+        Ok(status) if status != 0 => status,
+        _ => 1,
+    }
+}
+
+/// What a person can do about it.
+fn next_step(command: &str, error: &ControlError) -> String {
+    let errno = Errno::from_raw(error.errno());
+    let text = match (error.kind(), errno) {
+        (_, Errno::EACCES | Errno::EPERM) => "are you root?",
+        (ErrorKind::Invalid, _) => return format!("see 'tap-ctl {command} --help'"),
+        (ErrorKind::Connect, Errno::ENOENT) => {
+            "no such tapdisk runs; 'tap-ctl list' shows those that do"
+        }
+        (ErrorKind::Connect, _) => {
+            "the tapdisk is gone and its socket is left; 'tap-ctl list' shows those that run"
+        }
+        (ErrorKind::Timeout, _) => {
+            "the tapdisk or its storage hangs: see its log, or allow it more time with -t"
+        }
+        (ErrorKind::Vanished, _) => "the tapdisk ended meanwhile; look again with 'tap-ctl list'",
+        (ErrorKind::Protocol, _) => "tap-ctl and tapdisk may be of different versions",
+        (ErrorKind::Refused, Errno::ENODEV) => {
+            "it has no such minor; 'tap-ctl list -p PID' shows those it has"
+        }
+        (ErrorKind::Refused, Errno::EALREADY) => "close the image that is open first",
+        (ErrorKind::Refused, Errno::EBUSY) => "it is in use: close the image or its device first",
+        (ErrorKind::Refused, Errno::EEXIST) => "this minor is attached already",
+        (ErrorKind::Refused, _) => "see 'tap-ctl list' for its state and the tapdisk's log",
+        (ErrorKind::Minor, Errno::ENOENT) => "'tap-ctl list' shows the minors that are allocated",
+        (ErrorKind::Minor, Errno::EAGAIN | Errno::EBUSY) => {
+            "a tapdisk has it attached: 'tap-ctl detach' it first"
+        }
+        (ErrorKind::Minor, Errno::ENOSPC) => {
+            "'tap-ctl list' shows minors without pid: 'tap-ctl free' them"
+        }
+        (ErrorKind::Spawn, Errno::ENOENT) => "the variable TAPDISK may name the daemon's program",
+        (ErrorKind::Spawn, _) => "see the system's log for what tapdisk says",
+        (ErrorKind::Minor | ErrorKind::System, _) => "see the directory's owner, mode and space",
+    };
+    text.to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failure_never_exits_with_0() {
+        for (errno, status) in [(22, 22), (256, 1), (0, 1), (i32::MAX, 255), (257, 1)] {
+            assert_eq!(exit_status(errno), status);
+        }
+    }
+
+    #[test]
+    fn a_person_is_told_what_to_do_next() {
+        let error = ControlError::new(ErrorKind::Connect, Errno::ENOENT, "Connecting to x");
+        assert!(next_step("attach", &error).contains("'tap-ctl list'"));
+        let error = ControlError::new(ErrorKind::Invalid, Errno::EINVAL, "Minor 70000");
+        assert_eq!(next_step("attach", &error), "see 'tap-ctl attach --help'");
+    }
+}
