@@ -237,3 +237,7 @@ impl State {
 fn data_offset(slot: usize, page: usize, first_sector: u8) -> usize {
     (slot * SEGMENTS_MAX + page) * PAGE_SIZE + usize::from(first_sector) * SECTOR_SIZE as usize
 }
+
+#[cfg(test)]
+#[path = "state_tests.rs"]
+mod tests;
