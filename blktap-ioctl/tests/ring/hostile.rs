@@ -219,9 +219,7 @@ fn bytes_that_change_during_processing_never_make_an_unsound_request() {
             while let Some(taken) = this.take() {
                 let id = match taken {
                     Ok(request) => {
-                        let copy = request;
                         assert!(is_sound(&request), "{request:?}");
-                        assert_eq!(copy, request);
                         sound += 1;
                         request.id
                     }
