@@ -11,6 +11,10 @@
 //!   one turn of the loop:  ready(..)*  pull  [answer]*  flush
 //! ```
 
+pub mod nbd;
+#[cfg(test)]
+pub(crate) mod testing;
+
 use std::io;
 
 use mio::Registry;

@@ -1,0 +1,400 @@
+//! One connection: its life, what it receives and what it sends.
+//!
+//! ```text
+//!   Vacant ──> Waiting ──> Handshake ──> Transmission ──> Closing ──> Vacant
+//!                 for memory    └──────────────────────────^  replies are still sent
+//!   any ──> Dead ──> Vacant     the peer is gone: nothing is sent, but what is running is awaited
+//! ```
+//!
+//! What it takes out of the stream in Transmission is in `requests.rs`.
+
+use std::io;
+use std::net::Shutdown;
+
+use mio::net::UnixStream;
+use mio::{Interest, Registry, Token};
+use nix::sys::socket::{setsockopt, sockopt};
+
+use super::handshake::{Export, Handshake, Reply, Step};
+use super::outbox::{self, Outbox};
+use super::shared::Shared;
+use super::slots::Slots;
+use super::wire::Features;
+use super::{NO_SLOT, NbdConfig, QUIET_BEFORE_CHECK};
+use crate::frontend::Intake;
+use crate::memory::{Memory, Segment};
+use crate::time::Now;
+
+/// Where a connection is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Phase {
+    /// No connection.
+    Vacant,
+    /// There is no memory for it yet.
+    Waiting,
+    Handshake,
+    Transmission,
+    /// Nothing more is taken; closes when everything is answered and sent.
+    Closing,
+    /// The socket is closed; becomes vacant when nothing is running any more.
+    Dead,
+}
+
+/// How a client's turn ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Turn {
+    /// An event, an answer or a sent reply will say when to go on.
+    Idle,
+    /// There is more to do at once.
+    More,
+}
+
+/// The connection is over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Gone {
+    /// The peer left.
+    Left,
+    /// The peer broke the protocol or a limit.
+    Fault,
+}
+
+/// A write whose payload is on its way.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Partial {
+    pub(super) slot: u16,
+    pub(super) buffer: Segment,
+    pub(super) received: u32,
+}
+
+/// Registers a connection. Only for reading: every reply that a peer takes out of the socket would
+/// wake the loop otherwise.
+pub(super) fn watch(
+    stream: &mut UnixStream,
+    number: u16,
+    registry: &Registry,
+    base: usize,
+) -> io::Result<()> {
+    registry.register(
+        stream,
+        Token(base + 1 + usize::from(number)),
+        Interest::READABLE,
+    )
+}
+
+/// One place for a connection, with all its tables.
+#[derive(Debug)]
+pub(super) struct Client {
+    /// Its place in the door's table.
+    pub(super) number: u16,
+    pub(super) phase: Phase,
+    pub(super) stream: Option<UnixStream>,
+    handshake: Handshake,
+    pub(super) features: Features,
+    /// Where bytes are received; those from `start` to `end` are not looked at yet.
+    pub(super) staging: Segment,
+    pub(super) start: u32,
+    pub(super) end: u32,
+    /// How many bytes of the stream nobody wants.
+    pub(super) drain: u32,
+    pub(super) partial: Option<Partial>,
+    pub(super) slots: Slots,
+    /// Requests that were started and not answered.
+    pub(super) running: u16,
+    /// Bytes of the buffers of its requests.
+    pub(super) held: u32,
+    pub(super) outbox: Outbox,
+    /// Remembered readiness.
+    pub(super) readable: bool,
+    pub(super) writable: bool,
+    pub(super) watches_writable: bool,
+    /// The last receive came back short: the stream is drained, but an end of it that was announced
+    /// together with its last bytes has not been seen.
+    pub(super) end_unseen: bool,
+    /// Its first turn.
+    since: Option<Now>,
+    /// When it last received or sent something.
+    pub(super) progress: Now,
+}
+
+impl Client {
+    /// A vacant place.
+    pub(super) fn vacant(number: u16, config: &NbdConfig) -> Self {
+        Self {
+            number,
+            phase: Phase::Vacant,
+            stream: None,
+            handshake: Handshake::new(),
+            features: Features::default(),
+            staging: Segment::EMPTY,
+            start: 0,
+            end: 0,
+            drain: 0,
+            partial: None,
+            slots: Slots::new(config.requests_per_client),
+            running: 0,
+            held: 0,
+            outbox: Outbox::new(config.requests_per_client),
+            readable: false,
+            writable: false,
+            watches_writable: false,
+            end_unseen: false,
+            since: None,
+            progress: Now::default(),
+        }
+    }
+
+    /// Moves a connection in.
+    pub(super) fn open(&mut self, stream: UnixStream) {
+        assert!(
+            self.phase == Phase::Vacant && self.slots.used() == 0,
+            "place {}",
+            self.number
+        );
+        self.phase = Phase::Waiting;
+        self.stream = Some(stream);
+        self.handshake = Handshake::new();
+        self.features = Features::default();
+        (self.start, self.end, self.drain, self.held) = (0, 0, 0, 0);
+        self.partial = None;
+        // What came before the registration is not announced.
+        self.readable = true;
+        self.writable = true;
+        self.watches_writable = false;
+        self.end_unseen = false;
+        self.since = None;
+    }
+
+    /// Registers the connection, if there is one.
+    pub(super) fn register(&mut self, registry: &Registry, base: usize) -> io::Result<()> {
+        match &mut self.stream {
+            Some(stream) => watch(stream, self.number, registry, base),
+            None => Ok(()),
+        }
+    }
+
+    pub(super) fn ready(&mut self, readable: bool, writable: bool) {
+        self.readable |= readable;
+        self.writable |= writable;
+    }
+
+    /// Takes what came in.
+    pub(super) fn turn(&mut self, shared: &mut Shared, intake: &mut dyn Intake) -> Turn {
+        let result = match self.phase {
+            Phase::Waiting => self.set_up(shared, intake.memory()),
+            Phase::Handshake => self.negotiate(shared, intake),
+            Phase::Transmission if !shared.suspended => self.take_requests(shared, intake),
+            Phase::Closing if !shared.suspended => {
+                self.look_further(shared, intake);
+                Ok(Turn::Idle)
+            }
+            _ => Ok(Turn::Idle),
+        };
+        result.unwrap_or_else(|gone| {
+            self.die(gone, shared, intake.memory());
+            Turn::Idle
+        })
+    }
+
+    fn set_up(&mut self, shared: &mut Shared, memory: &mut Memory) -> Result<Turn, Gone> {
+        if self.since.is_none() {
+            self.since = Some(shared.now);
+            self.progress = shared.now;
+        }
+        let Some(staging) = memory.allocate(shared.config.staging_bytes) else {
+            shared.blocked = true;
+            return Ok(Turn::Idle);
+        };
+        let Some(cells) = memory.allocate(outbox::cells_bytes(shared.config.requests_per_client))
+        else {
+            memory.free(staging);
+            shared.blocked = true;
+            return Ok(Turn::Idle);
+        };
+        self.staging = staging;
+        self.outbox.open(cells);
+        if let Some(stream) = &self.stream {
+            // Large replies leave in fewer pieces. Only a wish: without it they take more turns.
+            let bytes = shared.config.send_buffer_bytes;
+            if setsockopt(stream, sockopt::SndBufForce, &bytes).is_err() {
+                let _ = setsockopt(stream, sockopt::SndBuf, &bytes);
+            }
+        }
+        self.outbox.push(
+            NO_SLOT,
+            Reply::greeting().as_slice(),
+            Segment::EMPTY,
+            memory,
+        );
+        self.phase = Phase::Handshake;
+        Ok(Turn::More)
+    }
+
+    fn negotiate(&mut self, shared: &mut Shared, intake: &mut dyn Intake) -> Result<Turn, Gone> {
+        let export = Export {
+            disk: intake.info(),
+            payload_bytes_max: shared.config.payload_bytes_max,
+        };
+        // Each round receives, drops or takes one step, and steps are few: see OPTIONS_MAX.
+        for _ in 0..super::ROUNDS_PER_TURN {
+            let memory = intake.memory();
+            self.skip_drain();
+            let needs = self.handshake.needs();
+            if self.drain > 0 || self.end - self.start < needs {
+                if !self.receive(shared, memory)? {
+                    return Ok(Turn::Idle);
+                }
+                continue;
+            }
+            if !self.outbox.is_empty() {
+                // One reply at a time: a peer that does not read does not get to ask.
+                shared.blocked = true;
+                return Ok(Turn::Idle);
+            }
+            let input = &mut shared.scratch[..needs as usize];
+            memory.copy_out(self.staging.part(self.start, needs), input);
+            self.start += needs;
+            let mut reply = Reply::new();
+            let step = self.handshake.step(input, &export, &mut reply);
+            if !reply.as_slice().is_empty() {
+                self.outbox
+                    .push(NO_SLOT, reply.as_slice(), Segment::EMPTY, memory);
+            }
+            match step {
+                Step::Continue => {}
+                Step::Drain(bytes) => self.drain = bytes,
+                Step::Transmission(features) => {
+                    self.features = features;
+                    self.phase = Phase::Transmission;
+                    return Ok(Turn::More);
+                }
+                Step::Close => {
+                    self.phase = Phase::Closing;
+                    return Ok(Turn::Idle);
+                }
+                Step::Hangup => return Err(Gone::Fault),
+            }
+        }
+        Ok(Turn::More)
+    }
+
+    /// Gives a request's buffer back.
+    pub(super) fn give_back(&mut self, buffer: Segment, shared: &mut Shared, memory: &mut Memory) {
+        self.held -= buffer.len;
+        shared.free(buffer, memory);
+    }
+
+    /// Closes the socket and gives back everything but the buffers of what is running.
+    pub(super) fn die(&mut self, gone: Gone, shared: &mut Shared, memory: &mut Memory) {
+        if matches!(self.phase, Phase::Vacant | Phase::Dead) {
+            return;
+        }
+        if gone == Gone::Fault {
+            shared.stats.faults += 1;
+        }
+        self.phase = Phase::Dead;
+        if let Some(mut stream) = self.stream.take() {
+            // Whoever passed this socket in may still have it open: then closing alone would neither
+            // take it out of epoll nor tell the peer.
+            if let Some((registry, _)) = &shared.registry {
+                let _ = registry.deregister(&mut stream);
+            }
+            let _ = stream.shutdown(Shutdown::Both);
+        }
+        self.partial = None;
+        let held = &mut self.held;
+        self.slots.abandon(|buffer| {
+            *held -= buffer.len;
+            shared.free(buffer, memory);
+        });
+        let cells = self.outbox.close();
+        for segment in [cells, std::mem::replace(&mut self.staging, Segment::EMPTY)] {
+            if segment.len > 0 {
+                memory.free(segment);
+            }
+        }
+        shared.forget_waiter(self.number);
+        shared.has_dead = true;
+        shared.released = true;
+    }
+
+    /// Becomes vacant when it is dead and nothing is running; whether it did.
+    pub(super) fn bury(&mut self) -> bool {
+        if self.phase != Phase::Dead || self.running > 0 {
+            return false;
+        }
+        assert!(
+            self.slots.used() == 0 && self.held == 0,
+            "all slots of {} are free",
+            self.number
+        );
+        self.phase = Phase::Vacant;
+        true
+    }
+
+    /// Since when a connection that has not finished its handshake is silent.
+    pub(super) fn silent_since(&self) -> Option<Now> {
+        let is_shaking = matches!(self.phase, Phase::Waiting | Phase::Handshake);
+        (is_shaking && self.since.is_some()).then_some(self.progress)
+    }
+
+    /// When it wants a turn although nothing is ready.
+    pub(super) fn deadline(&self, shared: &Shared) -> Option<Now> {
+        match self.phase {
+            Phase::Vacant | Phase::Dead => None,
+            Phase::Waiting | Phase::Handshake => {
+                Some(self.since?.after(shared.config.handshake_timeout))
+            }
+            // Its last replies are waited for only so long; what is running is waited for.
+            Phase::Closing if self.running > 0 => None,
+            Phase::Closing => Some(self.progress.after(shared.config.stall_timeout)),
+            Phase::Transmission => {
+                let check = self
+                    .wants_check(shared)
+                    .then(|| self.progress.after(QUIET_BEFORE_CHECK));
+                let holds = self.partial.is_some() || !self.outbox.is_empty();
+                let stall = if holds {
+                    shared.stall_deadline(self.progress)
+                } else {
+                    None
+                };
+                [check, stall].into_iter().flatten().min()
+            }
+        }
+    }
+
+    /// Whether its peer may have gone without anybody noticing: no reply is due whose sending would
+    /// find out.
+    fn wants_check(&self, shared: &Shared) -> bool {
+        self.end_unseen && self.running == 0 && self.outbox.is_empty() && !shared.suspended
+    }
+
+    /// Its deadline has passed.
+    pub(super) fn expire(&mut self, shared: &mut Shared, memory: &mut Memory) {
+        if self.phase == Phase::Transmission && self.wants_check(shared) {
+            // The next receive shows whether the stream has ended.
+            self.readable = true;
+            self.end_unseen = false;
+        } else {
+            self.die(Gone::Fault, shared, memory);
+        }
+    }
+
+    /// A line for the debug dump.
+    pub(super) fn describe(&self, out: &mut dyn std::fmt::Write) -> std::fmt::Result {
+        writeln!(
+            out,
+            "nbd: client {} {:?}: {} requests, {} running, {} bytes held, {} bytes staged{}",
+            self.number,
+            self.phase,
+            self.slots.used(),
+            self.running,
+            self.held,
+            self.end - self.start,
+            if self.writable {
+                ""
+            } else {
+                ", waits for the peer to read"
+            },
+        )
+    }
+}

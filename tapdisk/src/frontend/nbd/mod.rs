@@ -1,0 +1,448 @@
+//! The NBD door: serves a disk to clients on a unix socket (docs/nbd.md has the protocol it speaks).
+//!
+//! ```text
+//!   NbdDoor ── accepts, times out, shares turns out ──> Client (one of a fixed table)
+//!     client.rs     life of a connection, receive, send      handshake.rs  bytes -> options -> reply
+//!     requests.rs   staging buffer -> requests -> replies    wire.rs       bytes -> requests, headers
+//!     slots.rs      a client's requests                      outbox.rs     a client's unsent replies
+//! ```
+//!
+//! Invariants:
+//! * No call blocks: every receive and send is non-blocking, and a client that is slow or silent takes
+//!   time from nobody. Its share of memory and slots is bounded.
+//! * All tables are made by [`NbdDoor::new`]; a connection adds a staging buffer and room for reply
+//!   headers from the arena, a request its data buffer. Nothing else is allocated.
+//! * A buffer belongs to its request until the answer, also when the client is gone.
+//! * At depth one a request costs one receive and one send; at depth `n` a whole turn does.
+
+mod client;
+mod handshake;
+mod outbox;
+mod requests;
+mod shared;
+mod slots;
+#[cfg(test)]
+mod tests;
+mod transfer;
+mod wire;
+
+use std::io;
+use std::os::unix::net;
+use std::time::Duration;
+
+use mio::net::{UnixListener, UnixStream};
+use mio::{Interest, Registry};
+
+use super::{Frontend, Intake, TOKENS_PER_DOOR};
+use crate::memory::Memory;
+use crate::request::{Answer, Token};
+use crate::time::Now;
+use client::{Client, Gone, Phase, Turn};
+use shared::Shared;
+
+/// No slot: the end of a list, or bytes of the handshake.
+const NO_SLOT: u16 = u16::MAX;
+/// Segments of one system call; what `Memory::send` takes at most.
+const SOCKET_SEGMENTS_MAX: usize = 128;
+/// How often all clients have a turn before the loop looks after everything else.
+const PASSES_PER_PULL: u32 = 8;
+/// Receives, or steps of the handshake, of one client's turn.
+const ROUNDS_PER_TURN: u32 = 4;
+/// How long a handshake must have been silent before a new client may take its place.
+const SILENT_BEFORE_EVICTION: Duration = Duration::from_secs(5);
+/// How long a client may be quiet before it is looked at once: the end of a stream can be announced in
+/// one event with its last bytes, and is seen only by asking.
+const QUIET_BEFORE_CHECK: Duration = Duration::from_secs(1);
+/// How long accepting pauses when the process is out of file descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
+
+/// The limits of a door. All of them hold for each disk.
+#[derive(Clone, Copy, Debug)]
+pub struct NbdConfig {
+    /// Connections at a time, 1 to 63; a further one is refused.
+    pub clients_max: u16,
+    /// Requests of one client at a time, 1 to 4096; further ones stay in its socket.
+    pub requests_per_client: u16,
+    /// Bytes of the buffers of one client's requests; further requests stay in its socket. At least
+    /// `payload_bytes_max`.
+    pub bytes_per_client: u32,
+    /// The longest read or write, in bytes.
+    pub payload_bytes_max: u32,
+    /// Bytes of memory that a connection receives into; at least 64 KiB.
+    pub staging_bytes: u32,
+    /// The send buffer that is asked of the kernel for each connection, in bytes.
+    pub send_buffer_bytes: usize,
+    /// How long a connection may take until its first request. A client in a migration is known to be
+    /// silent for 40 s first.
+    pub handshake_timeout: Duration,
+    /// How long a client may hold memory without sending or receiving a byte while another one waits
+    /// for memory, and how long a client that said good-bye may take to read its last replies.
+    pub stall_timeout: Duration,
+}
+
+impl Default for NbdConfig {
+    fn default() -> Self {
+        Self {
+            clients_max: 32,
+            requests_per_client: 128,
+            bytes_per_client: 32 << 20,
+            payload_bytes_max: 4 << 20,
+            staging_bytes: 128 << 10,
+            send_buffer_bytes: 2 << 20,
+            handshake_timeout: Duration::from_secs(120),
+            stall_timeout: Duration::from_secs(30),
+        }
+    }
+}
+
+impl NbdConfig {
+    /// The memory that one connection takes from the disk's arena beside its requests, in bytes.
+    #[must_use]
+    pub fn connection_bytes(&self) -> u64 {
+        let round_up = |bytes: u32| u64::from(bytes).next_power_of_two().max(4096);
+        round_up(self.staging_bytes) + round_up(outbox::cells_bytes(self.requests_per_client))
+    }
+
+    fn check(&self) {
+        let clients_max = u16::try_from(TOKENS_PER_DOOR - 1).expect("a small number");
+        assert!((1..=clients_max).contains(&self.clients_max), "{self:?}");
+        assert!((1..=4096).contains(&self.requests_per_client), "{self:?}");
+        assert!(self.payload_bytes_max >= 4096, "{self:?}");
+        assert!(self.bytes_per_client >= self.payload_bytes_max, "{self:?}");
+        assert!(self.bytes_per_client <= 1 << 30, "{self:?}");
+        assert!(
+            (handshake::OPTION_BYTES_MAX..=1 << 20).contains(&self.staging_bytes),
+            "{self:?}"
+        );
+    }
+}
+
+/// What a door has seen, since it was made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct NbdStats {
+    /// Connections that were taken in.
+    pub clients: u64,
+    /// Requests that were started.
+    pub requests: u64,
+    /// Requests that were answered with an error by the door itself.
+    pub refused: u64,
+    /// Bytes received.
+    pub bytes_in: u64,
+    /// Bytes sent.
+    pub bytes_out: u64,
+    /// Connections that were turned away or ended by the door, because of what the peer did or did not
+    /// do.
+    pub faults: u64,
+}
+
+/// The NBD server of one disk.
+#[derive(Debug)]
+pub struct NbdDoor {
+    listener: Option<UnixListener>,
+    listener_ready: bool,
+    /// Until when accepting pauses.
+    accept_after: Option<Now>,
+    clients: Box<[Client]>,
+    /// The places that are not vacant.
+    live: Vec<u16>,
+    /// Whose turn is first.
+    first: usize,
+    /// Whether there is work that nothing else announces.
+    wake: bool,
+    shared: Shared,
+}
+
+impl NbdDoor {
+    /// A door that listens on a bound socket. Whoever bound it owns its path and unlinks it.
+    ///
+    /// # Errors
+    /// When the socket cannot be made non-blocking.
+    ///
+    /// # Panics
+    /// When the configuration is not within its bounds.
+    pub fn new(listener: net::UnixListener, config: NbdConfig) -> io::Result<Self> {
+        listener.set_nonblocking(true)?;
+        let mut door = Self::without_listener(config);
+        door.listener = Some(UnixListener::from_std(listener));
+        door.listener_ready = true;
+        Ok(door)
+    }
+
+    /// A door for connections that come by [`NbdDoor::add`] only.
+    ///
+    /// # Panics
+    /// When the configuration is not within its bounds.
+    #[must_use]
+    pub fn without_listener(config: NbdConfig) -> Self {
+        config.check();
+        Self {
+            listener: None,
+            listener_ready: false,
+            accept_after: None,
+            clients: (0..config.clients_max)
+                .map(|number| Client::vacant(number, &config))
+                .collect(),
+            live: Vec::with_capacity(usize::from(config.clients_max)),
+            first: 0,
+            wake: false,
+            shared: Shared::new(config),
+        }
+    }
+
+    /// Takes in a connected stream socket; the handshake starts with the next turn.
+    ///
+    /// # Errors
+    /// EBUSY when there are as many connections as may be; what fcntl or epoll says.
+    pub fn add(&mut self, stream: net::UnixStream) -> io::Result<()> {
+        stream.set_nonblocking(true)?;
+        let place = self.vacant().ok_or(io::ErrorKind::ResourceBusy)?;
+        self.open(place, UnixStream::from_std(stream))
+    }
+
+    /// Counters since the door was made.
+    #[must_use]
+    pub fn stats(&self) -> NbdStats {
+        self.shared.stats
+    }
+
+    /// Connections now.
+    #[must_use]
+    pub fn connected(&self) -> usize {
+        self.live.len()
+    }
+
+    fn vacant(&self) -> Option<u16> {
+        let place = self
+            .clients
+            .iter()
+            .find(|client| client.phase == Phase::Vacant)?;
+        Some(place.number)
+    }
+
+    fn open(&mut self, place: u16, mut stream: UnixStream) -> io::Result<()> {
+        if let Some((registry, base)) = &self.shared.registry {
+            client::watch(&mut stream, place, registry, *base)?;
+        }
+        self.clients[usize::from(place)].open(stream);
+        self.live.push(place);
+        self.shared.stats.clients += 1;
+        self.wake = true;
+        Ok(())
+    }
+
+    fn accept(&mut self, memory: &mut Memory) {
+        if self
+            .accept_after
+            .is_some_and(|time| time <= self.shared.now)
+        {
+            self.accept_after = None;
+            self.listener_ready = true;
+        }
+        // As many as there are places: more in one turn would only push each other out.
+        for _ in 0..self.shared.config.clients_max {
+            let (true, Some(listener)) = (self.listener_ready, &self.listener) else {
+                return;
+            };
+            match listener.accept() {
+                Ok((stream, _)) => self.take_in(stream, memory),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.listener_ready = false;
+                }
+                // The peer went away before it was taken in, or a signal came.
+                Err(error)
+                    if matches!(
+                        error.kind(),
+                        io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted
+                    ) => {}
+                Err(_) => {
+                    self.listener_ready = false;
+                    self.accept_after = Some(self.shared.now.after(ACCEPT_PAUSE));
+                }
+            }
+        }
+        self.wake |= self.listener_ready;
+    }
+
+    fn take_in(&mut self, stream: UnixStream, memory: &mut Memory) {
+        if self.vacant().is_none() {
+            self.evict(memory);
+        }
+        // Without a place, or when epoll fails, the peer sees its connection closed.
+        let taken = self
+            .vacant()
+            .is_some_and(|place| self.open(place, stream).is_ok());
+        if !taken {
+            self.shared.stats.faults += 1;
+        }
+    }
+
+    /// Lets go of the connection that has been silent in its handshake for longest, if long enough.
+    fn evict(&mut self, memory: &mut Memory) {
+        let silent = self.live.iter().filter_map(|number| {
+            let client = &self.clients[usize::from(*number)];
+            client.silent_since().map(|since| (since, client.number))
+        });
+        let Some((since, number)) = silent.min() else {
+            return;
+        };
+        if since.after(SILENT_BEFORE_EVICTION) <= self.shared.now {
+            self.clients[usize::from(number)].die(Gone::Fault, &mut self.shared, memory);
+            self.bury();
+        }
+    }
+
+    fn expire(&mut self, memory: &mut Memory) {
+        for number in &self.live {
+            let client = &mut self.clients[usize::from(*number)];
+            if client
+                .deadline(&self.shared)
+                .is_some_and(|time| time <= self.shared.now)
+            {
+                client.expire(&mut self.shared, memory);
+            }
+        }
+    }
+
+    /// Takes the dead that nothing runs for any more off the list.
+    fn bury(&mut self) {
+        if self.shared.has_dead {
+            let clients = &mut self.clients;
+            self.live
+                .retain(|number| !clients[usize::from(*number)].bury());
+            self.shared.has_dead = self
+                .live
+                .iter()
+                .any(|number| clients[usize::from(*number)].phase == Phase::Dead);
+        }
+    }
+}
+
+impl Frontend for NbdDoor {
+    fn register(&mut self, registry: &Registry, base: usize) -> io::Result<()> {
+        if let Some(listener) = &mut self.listener {
+            registry.register(listener, mio::Token(base), Interest::READABLE)?;
+        }
+        for client in &mut self.clients {
+            client.register(registry, base)?;
+        }
+        self.shared.registry = Some((registry.try_clone()?, base));
+        Ok(())
+    }
+
+    fn ready(&mut self, number: usize, readable: bool, writable: bool) {
+        match number.checked_sub(1) {
+            None => self.listener_ready |= readable,
+            // An event for a connection that is gone may reach the next one in its place, which then
+            // asks the kernel once too often.
+            Some(place) => {
+                if let Some(client) = self.clients.get_mut(place) {
+                    client.ready(readable, writable);
+                }
+            }
+        }
+    }
+
+    fn pull(&mut self, intake: &mut dyn Intake) -> bool {
+        self.shared.now = intake.now();
+        self.shared.blocked = false;
+        self.shared.released = false;
+        self.shared.out_of_room = false;
+        self.wake = false;
+        self.accept(intake.memory());
+        self.expire(intake.memory());
+        let count = self.live.len();
+        self.first = if self.first + 1 < count {
+            self.first + 1
+        } else {
+            0
+        };
+        let mut more = count > 0;
+        for _ in 0..PASSES_PER_PULL {
+            if !more {
+                break;
+            }
+            more = false;
+            let (later, earlier) = self.live.split_at(self.first);
+            for number in earlier.iter().chain(later) {
+                let client = &mut self.clients[usize::from(*number)];
+                more |= client.turn(&mut self.shared, intake) == Turn::More;
+            }
+        }
+        self.bury();
+        // Room that others take up comes back without an answer to this door.
+        more || (self.shared.out_of_room && self.shared.running == 0)
+    }
+
+    fn answer(&mut self, token: Token, answer: Answer, memory: &mut Memory) {
+        let (number, slot) = (token.0 >> 16, token.0 & 0xffff);
+        let client = &mut self.clients[number as usize];
+        let slot = u16::try_from(slot).expect("16 bits");
+        client.answered(slot, answer, &mut self.shared, memory);
+        self.bury();
+    }
+
+    fn flush(&mut self, memory: &mut Memory) {
+        for number in &self.live {
+            self.clients[usize::from(*number)].flush(&mut self.shared, memory);
+        }
+        self.bury();
+    }
+
+    fn deadline(&self) -> Option<Now> {
+        if self.wake || (self.shared.blocked && self.shared.released) {
+            return Some(self.shared.now);
+        }
+        let clients = self.live.iter();
+        let clients =
+            clients.filter_map(|number| self.clients[usize::from(*number)].deadline(&self.shared));
+        clients.chain(self.accept_after).min()
+    }
+
+    fn suspend(&mut self) {
+        self.shared.suspended = true;
+    }
+
+    fn resume(&mut self) {
+        self.shared.suspended = false;
+        // Requests may wait in a staging buffer, which no event announces.
+        self.wake = true;
+    }
+
+    fn close(&mut self, registry: &Registry, memory: &mut Memory) {
+        assert!(
+            self.shared.running == 0,
+            "a door is closed when nothing is running"
+        );
+        if let Some(mut listener) = self.listener.take() {
+            // It is closed next, which takes it out of epoll if this did not.
+            let _ = registry.deregister(&mut listener);
+        }
+        self.listener_ready = false;
+        self.accept_after = None;
+        for client in &mut self.clients {
+            client.die(Gone::Left, &mut self.shared, memory);
+        }
+        self.bury();
+        self.shared.registry = None;
+        self.wake = false;
+    }
+
+    fn describe(&self, out: &mut dyn std::fmt::Write) -> std::fmt::Result {
+        let stats = &self.shared.stats;
+        writeln!(
+            out,
+            "nbd: {} connected, {} running{}; since start {stats:?}",
+            self.live.len(),
+            self.shared.running,
+            if self.shared.suspended {
+                ", suspended"
+            } else {
+                ""
+            },
+        )?;
+        for number in &self.live {
+            self.clients[usize::from(*number)].describe(out)?;
+        }
+        Ok(())
+    }
+}

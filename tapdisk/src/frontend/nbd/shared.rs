@@ -1,0 +1,118 @@
+//! What the clients of one door share: its settings, counters, scratch, and the buffers that are out.
+
+use mio::Registry;
+
+use super::{NbdConfig, NbdStats, SOCKET_SEGMENTS_MAX, handshake};
+use crate::memory::{Memory, Segment};
+use crate::time::Now;
+
+/// The state beside the clients.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) config: NbdConfig,
+    pub(super) stats: NbdStats,
+    /// The time of this turn.
+    pub(super) now: Now,
+    /// Where connections are registered, and the token of number 0.
+    pub(super) registry: Option<(Registry, usize)>,
+    pub(super) suspended: bool,
+    /// Requests that were started and not answered, of all clients.
+    pub(super) running: u32,
+    /// Whether a client stopped short for want of room, a slot or memory.
+    pub(super) blocked: bool,
+    /// Whether any of these came back since the last pull began.
+    pub(super) released: bool,
+    /// Whether it was for want of room.
+    pub(super) out_of_room: bool,
+    /// Whether a client is to be taken off the list.
+    pub(super) has_dead: bool,
+    /// An option's payload while it is looked at.
+    pub(super) scratch: Box<[u8]>,
+    /// What goes into one system call.
+    pub(super) segments: Box<[Segment]>,
+    /// Buffers of requests that are out, of all clients.
+    buffers: u32,
+    /// Whoever is first in line for memory.
+    waiter: Option<Waiter>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Waiter {
+    client: u16,
+    since: Now,
+}
+
+/// The answer to a wish for a buffer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Grant {
+    Buffer(Segment),
+    /// There will be one when others are given back.
+    Wait,
+    /// There is none although none is out: no use waiting.
+    Never,
+}
+
+impl Shared {
+    pub(super) fn new(config: NbdConfig) -> Self {
+        Self {
+            config,
+            stats: NbdStats::default(),
+            now: Now::default(),
+            registry: None,
+            suspended: false,
+            running: 0,
+            blocked: false,
+            released: false,
+            out_of_room: false,
+            has_dead: false,
+            scratch: vec![0; handshake::OPTION_BYTES_MAX as usize].into(),
+            segments: vec![Segment::EMPTY; SOCKET_SEGMENTS_MAX].into(),
+            buffers: 0,
+            waiter: None,
+        }
+    }
+
+    /// A buffer for a request. Who does not get one is served before everybody else, so that a large
+    /// request is not starved by small ones.
+    pub(super) fn allocate(&mut self, client: u16, bytes: u32, memory: &mut Memory) -> Grant {
+        if self.waiter.is_some_and(|waiter| waiter.client != client) {
+            return Grant::Wait;
+        }
+        let buffer = memory.allocate(bytes);
+        if buffer.is_none() && self.buffers > 0 {
+            self.waiter.get_or_insert(Waiter {
+                client,
+                since: self.now,
+            });
+            return Grant::Wait;
+        }
+        // Everybody else may ask again.
+        self.released |= self.waiter.take().is_some();
+        match buffer {
+            Some(buffer) => {
+                self.buffers += 1;
+                Grant::Buffer(buffer)
+            }
+            None => Grant::Never,
+        }
+    }
+
+    /// Takes a request's buffer back, if it had one.
+    pub(super) fn free(&mut self, buffer: Segment, memory: &mut Memory) {
+        if buffer.len > 0 {
+            memory.free(buffer);
+            self.buffers -= 1;
+        }
+    }
+
+    /// A client is gone: it waits no more.
+    pub(super) fn forget_waiter(&mut self, client: u16) {
+        self.waiter.take_if(|waiter| waiter.client == client);
+    }
+
+    /// When peers that hold memory and do not move are let go, because somebody needs it.
+    pub(super) fn stall_deadline(&self, progress: Now) -> Option<Now> {
+        let waiter = self.waiter?;
+        Some(progress.max(waiter.since).after(self.config.stall_timeout))
+    }
+}

@@ -1,0 +1,145 @@
+//! The bytes of one connection: what is received and where to, what is sent and from where.
+//!
+//! Readiness is remembered. A receive or send that comes back short has emptied or filled the socket,
+//! and the next one waits for an event.
+
+use std::io;
+use std::os::fd::AsFd;
+
+use mio::{Interest, Token};
+
+use super::NO_SLOT;
+use super::client::{Client, Gone, Phase};
+use super::shared::Shared;
+use crate::memory::{Memory, Segment};
+
+impl Client {
+    /// Drops what nobody wants of the bytes that are here.
+    pub(super) fn skip_drain(&mut self) {
+        let skipped = self.drain.min(self.end - self.start);
+        self.start += skipped;
+        self.drain -= skipped;
+    }
+
+    /// Receives once: the rest of a payload straight into its buffer, all else into the staging buffer.
+    /// Whether there was anything.
+    pub(super) fn receive(
+        &mut self,
+        shared: &mut Shared,
+        memory: &mut Memory,
+    ) -> Result<bool, Gone> {
+        let (true, Some(stream)) = (self.readable, &self.stream) else {
+            return Ok(false);
+        };
+        if self.start > 0 {
+            let left = self.end - self.start;
+            if left > 0 {
+                memory.copy_within(
+                    self.staging.part(self.start, left),
+                    self.staging.part(0, left),
+                );
+            }
+            (self.start, self.end) = (0, left);
+        }
+        let free = self.staging.part(self.end, self.staging.len - self.end);
+        let rest = self.partial.map_or(Segment::EMPTY, |partial| {
+            assert!(self.end == 0, "payload in the staging buffer goes first");
+            partial
+                .buffer
+                .part(partial.received, partial.buffer.len - partial.received)
+        });
+        let both = [rest, free];
+        let targets = if rest.len > 0 { &both[..] } else { &both[1..] };
+        let received = match memory.receive(stream.as_fd(), targets) {
+            Ok(0) => return Err(Gone::Left),
+            Ok(received) => u32::try_from(received).expect("segments are below 4 GiB"),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                self.readable = false;
+                self.end_unseen = false;
+                return Ok(false);
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(true),
+            Err(_) => return Err(Gone::Left),
+        };
+        if received < rest.len + free.len {
+            self.readable = false;
+            self.end_unseen = true;
+        }
+        let payload = received.min(rest.len);
+        if let Some(partial) = &mut self.partial {
+            partial.received += payload;
+        }
+        self.end += received - payload;
+        shared.stats.bytes_in += u64::from(received);
+        self.progress = shared.now;
+        Ok(true)
+    }
+
+    /// Sends what is queued, as far as the socket takes it; closes when that was the last of it.
+    pub(super) fn flush(&mut self, shared: &mut Shared, memory: &mut Memory) {
+        let mut result = Ok(());
+        while result.is_ok() && self.writable && !self.outbox.is_empty() {
+            result = self.send(shared, memory);
+        }
+        let done = self.outbox.is_empty();
+        if done && self.watches_writable {
+            result = result.and(self.watch_writable(false, shared));
+        }
+        if done && self.phase == Phase::Closing && self.slots.used() == 0 {
+            result = Err(Gone::Left);
+        }
+        if let Err(gone) = result {
+            self.die(gone, shared, memory);
+        }
+    }
+
+    fn send(&mut self, shared: &mut Shared, memory: &mut Memory) -> Result<(), Gone> {
+        let Some(stream) = &self.stream else {
+            return Err(Gone::Left);
+        };
+        let (used, bytes) = self.outbox.gather(&mut shared.segments);
+        let sent = match memory.send(stream.as_fd(), &shared.segments[..used]) {
+            Ok(sent) => sent,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(()),
+            Err(_) => return Err(Gone::Left),
+        };
+        self.outbox.advance(sent);
+        while let Some(slot) = self.outbox.pop_sent() {
+            shared.released = true;
+            if slot != NO_SLOT {
+                let buffer = self.slots.free(slot);
+                self.give_back(buffer, shared, memory);
+            }
+        }
+        if sent > 0 {
+            shared.stats.bytes_out += sent as u64;
+            self.progress = shared.now;
+        }
+        if sent < bytes {
+            self.writable = false;
+            self.watch_writable(true, shared)?;
+        }
+        Ok(())
+    }
+
+    /// Has room in the socket announced, or not any more.
+    fn watch_writable(&mut self, writable: bool, shared: &Shared) -> Result<(), Gone> {
+        if self.watches_writable == writable {
+            return Ok(());
+        }
+        self.watches_writable = writable;
+        let interest = if writable {
+            Interest::READABLE | Interest::WRITABLE
+        } else {
+            Interest::READABLE
+        };
+        let (Some((registry, base)), Some(stream)) = (&shared.registry, &mut self.stream) else {
+            return Ok(());
+        };
+        let token = Token(base + 1 + usize::from(self.number));
+        registry
+            .reregister(stream, token, interest)
+            .map_err(|_| Gone::Left)
+    }
+}
