@@ -31,11 +31,7 @@ impl MockIntake {
     pub(crate) fn new(disk_bytes: usize, memory_bytes: usize) -> Self {
         Self {
             memory: Memory::new(memory_bytes).unwrap(),
-            info: DiskInfo {
-                size: disk_bytes as u64,
-                sector_size: 512,
-                read_only: false,
-            },
+            info: DiskInfo { size: disk_bytes as u64, sector_size: 512, read_only: false },
             disk: vec![0; disk_bytes],
             now: Now(1_000_000_000_000),
             room: 64,
@@ -71,16 +67,9 @@ impl MockIntake {
         if request.op.is_change() && self.info.read_only {
             return Err(Errno::EROFS);
         }
-        let end = request
-            .offset
-            .checked_add(request.len)
-            .expect("the door checks for overflow");
+        let end = request.offset.checked_add(request.len).expect("the door checks for overflow");
         if end > self.info.size {
-            return Err(if request.op.is_change() {
-                Errno::ENOSPC
-            } else {
-                Errno::EINVAL
-            });
+            return Err(if request.op.is_change() { Errno::ENOSPC } else { Errno::EINVAL });
         }
         let unit = u64::from(self.info.sector_size);
         if !request.offset.is_multiple_of(unit) || !request.len.is_multiple_of(unit) {
@@ -118,22 +107,10 @@ impl MockIntake {
         let mut sectors = self.disk[range].chunks(512);
         let is_hole = |sector: &[u8]| sector.iter().all(|byte| *byte == 0);
         let first = is_hole(sectors.next().unwrap());
-        let more = sectors
-            .take_while(|sector| is_hole(sector) == first)
-            .count();
-        let kind = if first {
-            ExtentKind::Hole
-        } else {
-            ExtentKind::Data
-        };
-        let extent = Extent {
-            len: (more as u64 + 1) * 512,
-            kind,
-        };
-        Answer {
-            status: Status::Done,
-            extent: Some(extent),
-        }
+        let more = sectors.take_while(|sector| is_hole(sector) == first).count();
+        let kind = if first { ExtentKind::Hole } else { ExtentKind::Data };
+        let extent = Extent { len: (more as u64 + 1) * 512, kind };
+        Answer { status: Status::Done, extent: Some(extent) }
     }
 }
 
@@ -144,12 +121,7 @@ impl Intake for MockIntake {
 
     fn start(&mut self, request: &Request) {
         assert!(self.has_room());
-        assert!(
-            !self
-                .running
-                .iter()
-                .any(|other| other.token == request.token)
-        );
+        assert!(!self.running.iter().any(|other| other.token == request.token));
         if request.op.has_data() {
             assert_eq!(request.segments.bytes(), request.len);
         }

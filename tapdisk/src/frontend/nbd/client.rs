@@ -74,11 +74,7 @@ pub(super) fn watch(
     registry: &Registry,
     base: usize,
 ) -> io::Result<()> {
-    registry.register(
-        stream,
-        Token(base + 1 + usize::from(number)),
-        Interest::READABLE,
-    )
+    registry.register(stream, Token(base + 1 + usize::from(number)), Interest::READABLE)
 }
 
 /// One place for a connection, with all its tables.
@@ -145,11 +141,7 @@ impl Client {
 
     /// Moves a connection in.
     pub(super) fn open(&mut self, stream: UnixStream) {
-        assert!(
-            self.phase == Phase::Vacant && self.slots.used() == 0,
-            "place {}",
-            self.number
-        );
+        assert!(self.phase == Phase::Vacant && self.slots.used() == 0, "place {}", self.number);
         self.phase = Phase::Waiting;
         self.stream = Some(stream);
         self.handshake = Handshake::new();
@@ -219,21 +211,14 @@ impl Client {
                 let _ = setsockopt(stream, sockopt::SndBuf, &bytes);
             }
         }
-        self.outbox.push(
-            NO_SLOT,
-            Reply::greeting().as_slice(),
-            Segment::EMPTY,
-            memory,
-        );
+        self.outbox.push(NO_SLOT, Reply::greeting().as_slice(), Segment::EMPTY, memory);
         self.phase = Phase::Handshake;
         Ok(Turn::More)
     }
 
     fn negotiate(&mut self, shared: &mut Shared, intake: &mut dyn Intake) -> Result<Turn, Gone> {
-        let export = Export {
-            disk: intake.info(),
-            payload_bytes_max: shared.config.payload_bytes_max,
-        };
+        let export =
+            Export { disk: intake.info(), payload_bytes_max: shared.config.payload_bytes_max };
         // Each round receives, drops or takes one step, and steps are few: see OPTIONS_MAX.
         for _ in 0..super::ROUNDS_PER_TURN {
             let memory = intake.memory();
@@ -256,8 +241,7 @@ impl Client {
             let mut reply = Reply::new();
             let step = self.handshake.step(input, &export, &mut reply);
             if !reply.as_slice().is_empty() {
-                self.outbox
-                    .push(NO_SLOT, reply.as_slice(), Segment::EMPTY, memory);
+                self.outbox.push(NO_SLOT, reply.as_slice(), Segment::EMPTY, memory);
             }
             match step {
                 Step::Continue => {}
@@ -322,11 +306,7 @@ impl Client {
         if self.phase != Phase::Dead || self.running > 0 {
             return false;
         }
-        assert!(
-            self.slots.used() == 0 && self.held == 0,
-            "all slots of {} are free",
-            self.number
-        );
+        assert!(self.slots.used() == 0 && self.held == 0, "all slots of {} are free", self.number);
         self.phase = Phase::Vacant;
         true
     }
@@ -348,15 +328,10 @@ impl Client {
             Phase::Closing if self.running > 0 => None,
             Phase::Closing => Some(self.progress.after(shared.config.stall_timeout)),
             Phase::Transmission => {
-                let check = self
-                    .wants_check(shared)
-                    .then(|| self.progress.after(QUIET_BEFORE_CHECK));
+                let check =
+                    self.wants_check(shared).then(|| self.progress.after(QUIET_BEFORE_CHECK));
                 let holds = self.partial.is_some() || !self.outbox.is_empty();
-                let stall = if holds {
-                    shared.stall_deadline(self.progress)
-                } else {
-                    None
-                };
+                let stall = if holds { shared.stall_deadline(self.progress) } else { None };
                 [check, stall].into_iter().flatten().min()
             }
         }
@@ -390,11 +365,7 @@ impl Client {
             self.running,
             self.held,
             self.end - self.start,
-            if self.writable {
-                ""
-            } else {
-                ", waits for the peer to read"
-            },
+            if self.writable { "" } else { ", waits for the peer to read" },
         )
     }
 }

@@ -111,12 +111,7 @@ pub(super) struct Handshake {
 
 impl Handshake {
     pub(super) fn new() -> Self {
-        Self {
-            phase: Phase::Flags,
-            zeroes: true,
-            features: Features::default(),
-            options: 0,
-        }
+        Self { phase: Phase::Flags, zeroes: true, features: Features::default(), options: 0 }
     }
 
     /// How many bytes the next step wants; at most [`OPTION_BYTES_MAX`].
@@ -208,11 +203,7 @@ impl Handshake {
             }
             OPT_LIST => {
                 let len = u32::try_from(EXPORT_NAME.len()).unwrap_or(0);
-                reply.option(
-                    option,
-                    REP_SERVER,
-                    &[&len.to_be_bytes(), EXPORT_NAME, DESCRIPTION],
-                );
+                reply.option(option, REP_SERVER, &[&len.to_be_bytes(), EXPORT_NAME, DESCRIPTION]);
                 reply.option(option, REP_ACK, &[]);
             }
             OPT_STRUCTURED_REPLY => {
@@ -247,11 +238,7 @@ impl Handshake {
             reply.option(option, REP_ERR_INVALID, &[]);
             return false;
         };
-        let wants = |info: u16| {
-            requested
-                .chunks_exact(2)
-                .any(|item| item == info.to_be_bytes())
-        };
+        let wants = |info: u16| requested.chunks_exact(2).any(|item| item == info.to_be_bytes());
         let disk = &export.disk;
         let flags = self.transmission_flags(export).to_be_bytes();
         reply.option(
@@ -274,11 +261,7 @@ impl Handshake {
             reply.option(option, REP_INFO, &[&INFO_NAME.to_be_bytes(), EXPORT_NAME]);
         }
         if wants(INFO_DESCRIPTION) {
-            reply.option(
-                option,
-                REP_INFO,
-                &[&INFO_DESCRIPTION.to_be_bytes(), DESCRIPTION],
-            );
+            reply.option(option, REP_INFO, &[&INFO_DESCRIPTION.to_be_bytes(), DESCRIPTION]);
         }
         reply.option(option, REP_ACK, &[]);
         true
@@ -286,11 +269,7 @@ impl Handshake {
 
     fn meta_context(&mut self, option: u32, data: &[u8], reply: &mut Reply) {
         let sets = option == OPT_SET_META_CONTEXT;
-        let matches = if self.features.structured {
-            allocation_matches(data, sets)
-        } else {
-            None
-        };
+        let matches = if self.features.structured { allocation_matches(data, sets) } else { None };
         if sets {
             // A failed one takes back what an earlier one set.
             self.features.allocation = matches == Some(true);
@@ -301,11 +280,7 @@ impl Handshake {
         };
         if matches {
             let id = if sets { ALLOCATION_ID } else { 0 };
-            reply.option(
-                option,
-                REP_META_CONTEXT,
-                &[&id.to_be_bytes(), BASE_ALLOCATION],
-            );
+            reply.option(option, REP_META_CONTEXT, &[&id.to_be_bytes(), BASE_ALLOCATION]);
         }
         reply.option(option, REP_ACK, &[]);
     }
@@ -389,10 +364,7 @@ pub(super) struct Reply {
 
 impl Reply {
     pub(super) fn new() -> Self {
-        Self {
-            bytes: [0; REPLY_BYTES_MAX as usize],
-            len: 0,
-        }
+        Self { bytes: [0; REPLY_BYTES_MAX as usize], len: 0 }
     }
 
     /// The first word of the server.
@@ -411,9 +383,7 @@ impl Reply {
     fn put(&mut self, bytes: &[u8]) {
         let end = self.len.saturating_add(bytes.len());
         let target = self.bytes.get_mut(self.len..end);
-        target
-            .expect("no reply is longer than REPLY_BYTES_MAX")
-            .copy_from_slice(bytes);
+        target.expect("no reply is longer than REPLY_BYTES_MAX").copy_from_slice(bytes);
         self.len = end;
     }
 

@@ -6,11 +6,7 @@ use proptest::prelude::*;
 use super::*;
 
 const EXPORT: Export = Export {
-    disk: DiskInfo {
-        size: 0x0102_0304_0506_0000,
-        sector_size: 512,
-        read_only: false,
-    },
+    disk: DiskInfo { size: 0x0102_0304_0506_0000, sector_size: 512, read_only: false },
     payload_bytes_max: 4 << 20,
 };
 
@@ -38,34 +34,18 @@ fn run(input: &[u8], export: &Export) -> (Vec<u8>, Step, Handshake) {
 
 fn option(number: u32, data: &[u8]) -> Vec<u8> {
     let len = u32::try_from(data.len()).unwrap();
-    [
-        &OPTION_MAGIC.to_be_bytes()[..],
-        &number.to_be_bytes(),
-        &len.to_be_bytes(),
-        data,
-    ]
-    .concat()
+    [&OPTION_MAGIC.to_be_bytes()[..], &number.to_be_bytes(), &len.to_be_bytes(), data].concat()
 }
 
 fn reply(number: u32, kind: u32, data: &[u8]) -> Vec<u8> {
     let len = u32::try_from(data.len()).unwrap();
     let number = number.to_be_bytes();
-    [
-        &REPLY_MAGIC.to_be_bytes()[..],
-        &number,
-        &kind.to_be_bytes(),
-        &len.to_be_bytes(),
-        data,
-    ]
-    .concat()
+    [&REPLY_MAGIC.to_be_bytes()[..], &number, &kind.to_be_bytes(), &len.to_be_bytes(), data]
+        .concat()
 }
 
 fn string(bytes: &[u8]) -> Vec<u8> {
-    [
-        &u32::try_from(bytes.len()).unwrap().to_be_bytes()[..],
-        bytes,
-    ]
-    .concat()
+    [&u32::try_from(bytes.len()).unwrap().to_be_bytes()[..], bytes].concat()
 }
 
 fn contexts(name: &[u8], count: u32, queries: &[&[u8]]) -> Vec<u8> {
@@ -75,11 +55,7 @@ fn contexts(name: &[u8], count: u32, queries: &[&[u8]]) -> Vec<u8> {
 
 /// The replies to some options, after ordinary flags.
 fn answers(options: &[Vec<u8>]) -> Vec<u8> {
-    run(
-        &[&3u32.to_be_bytes()[..], &options.concat()].concat(),
-        &EXPORT,
-    )
-    .0
+    run(&[&3u32.to_be_bytes()[..], &options.concat()].concat(), &EXPORT).0
 }
 
 #[test]
@@ -109,45 +85,24 @@ fn export_name_enters_transmission_with_zeroes_unless_waived() {
 
 #[test]
 fn an_export_name_is_at_most_4096_bytes() {
-    let step = |len| {
-        run(
-            &[vec![0, 0, 0, 3], option(1, &vec![b'x'; len])].concat(),
-            &EXPORT,
-        )
-        .1
-    };
+    let step = |len| run(&[vec![0, 0, 0, 3], option(1, &vec![b'x'; len])].concat(), &EXPORT).1;
     assert_eq!(step(4096), Step::Transmission(Features::default()));
     assert_eq!(step(4097), Step::Hangup);
 }
 
 #[test]
 fn transmission_flags_tell_of_read_only_and_structured_replies() {
-    let export = Export {
-        disk: DiskInfo {
-            read_only: true,
-            ..EXPORT.disk
-        },
-        ..EXPORT
-    };
+    let export = Export { disk: DiskInfo { read_only: true, ..EXPORT.disk }, ..EXPORT };
     let input = [vec![0, 0, 0, 3], option(8, &[]), option(1, &[])].concat();
     let (bytes, step, _) = run(&input, &export);
-    assert_eq!(
-        step,
-        Step::Transmission(Features {
-            structured: true,
-            allocation: false
-        })
-    );
+    assert_eq!(step, Step::Transmission(Features { structured: true, allocation: false }));
     assert_eq!(bytes[20..][8..], 0b1_1110_1111u16.to_be_bytes());
 }
 
 #[test]
 fn list_shows_one_export() {
     let entry = [string(EXPORT_NAME), DESCRIPTION.to_vec()].concat();
-    assert_eq!(
-        answers(&[option(3, &[])]),
-        [reply(3, 2, &entry), reply(3, 1, &[])].concat()
-    );
+    assert_eq!(answers(&[option(3, &[])]), [reply(3, 2, &entry), reply(3, 1, &[])].concat());
     assert_eq!(answers(&[option(3, b"x")]), reply(3, 0x8000_0003, &[]));
 }
 
@@ -166,30 +121,16 @@ fn info_tells_what_is_asked_and_what_must_be_known() {
     let all = [string(b""), vec![0, 6], infos].concat();
     let name = [&[0, 1][..], EXPORT_NAME].concat();
     let description = [&[0, 2][..], DESCRIPTION].concat();
-    let expected = [
-        always(7),
-        reply(7, 3, &name),
-        reply(7, 3, &description),
-        reply(7, 1, &[]),
-    ]
-    .concat();
+    let expected =
+        [always(7), reply(7, 3, &name), reply(7, 3, &description), reply(7, 1, &[])].concat();
     assert_eq!(answers(&[option(7, &all)]), expected);
 }
 
 #[test]
 fn the_preferred_size_is_no_less_than_the_least() {
-    let export = Export {
-        disk: DiskInfo {
-            sector_size: 8192,
-            ..EXPORT.disk
-        },
-        ..EXPORT
-    };
+    let export = Export { disk: DiskInfo { sector_size: 8192, ..EXPORT.disk }, ..EXPORT };
     let (bytes, ..) = run(&[vec![0, 0, 0, 3], option(6, &[0; 6])].concat(), &export);
-    assert_eq!(
-        bytes[32 + 22..][..8],
-        [8192u32, 8192].map(u32::to_be_bytes).concat()
-    );
+    assert_eq!(bytes[32 + 22..][..8], [8192u32, 8192].map(u32::to_be_bytes).concat());
 }
 
 #[test]
@@ -199,14 +140,7 @@ fn a_malformed_go_is_refused_and_the_handshake_goes_on() {
     let past_the_end = [1000u32.to_be_bytes().to_vec(), vec![0; 20]].concat();
     let infos_missing = [string(b""), vec![0, 2, 0, 3]].concat();
     let infos_left = [string(b""), vec![0, 1, 0, 3, 0]].concat();
-    for data in [
-        vec![],
-        vec![0; 5],
-        name_too_long,
-        past_the_end,
-        infos_missing,
-        infos_left,
-    ] {
+    for data in [vec![], vec![0; 5], name_too_long, past_the_end, infos_missing, infos_left] {
         let input = [vec![0, 0, 0, 3], option(7, &data), option(8, &[])].concat();
         let (bytes, step, _) = run(&input, &EXPORT);
         assert_eq!(bytes, [refused.clone(), reply(8, 1, &[])].concat());
@@ -246,10 +180,7 @@ fn lists_the_context_by_name_by_wildcard_and_unasked() {
         (&[b""], &nothing),
     ] {
         let count = u32::try_from(queries.len()).unwrap();
-        let bytes = answers(&[
-            option(8, &[]),
-            option(9, &contexts(b"disk", count, queries)),
-        ]);
+        let bytes = answers(&[option(8, &[]), option(9, &contexts(b"disk", count, queries))]);
         assert_eq!(bytes, [structured.clone(), expected.clone()].concat());
     }
 }
@@ -268,18 +199,9 @@ fn sets_the_context_by_its_full_name_only() {
         let set = option(10, &contexts(b"", count, queries));
         let input = [vec![0, 0, 0, 3], option(8, &[]), set, option(7, &[0; 6])].concat();
         let (bytes, step, _) = run(&input, &EXPORT);
-        assert_eq!(
-            step,
-            Step::Transmission(Features {
-                structured: true,
-                allocation: selected
-            })
-        );
+        assert_eq!(step, Step::Transmission(Features { structured: true, allocation: selected }));
         let shown = reply(10, 4, &entry);
-        assert_eq!(
-            bytes.windows(shown.len()).any(|window| window == shown),
-            selected
-        );
+        assert_eq!(bytes.windows(shown.len()).any(|window| window == shown), selected);
     }
 }
 
@@ -292,12 +214,7 @@ fn a_failed_set_takes_back_what_was_set() {
     let past_the_end = [string(b""), vec![0, 0, 0, 1], 99u32.to_be_bytes().to_vec()].concat();
     let too_big = vec![0; OPTION_BYTES_MAX as usize + 1];
     for bad in [vec![], too_many, left, huge_count, past_the_end, too_big] {
-        let input = [
-            vec![0, 0, 0, 3],
-            option(8, &[]),
-            option(10, &good),
-            option(10, &bad),
-        ];
+        let input = [vec![0, 0, 0, 3], option(8, &[]), option(10, &good), option(10, &bad)];
         let (_, step, handshake) = run(&input.concat(), &EXPORT);
         assert_eq!(step, Step::Continue);
         assert!(!handshake.features.allocation);
@@ -319,10 +236,7 @@ fn what_is_unknown_or_too_long_is_drained() {
 
 #[test]
 fn an_option_too_long_to_drain_ends_it() {
-    for (len, ends) in [
-        (OPTION_DRAIN_BYTES_MAX, false),
-        (OPTION_DRAIN_BYTES_MAX + 1, true),
-    ] {
+    for (len, ends) in [(OPTION_DRAIN_BYTES_MAX, false), (OPTION_DRAIN_BYTES_MAX + 1, true)] {
         let mut input = [vec![0, 0, 0, 3], option(99, &[])].concat();
         let at = input.len() - 4;
         input[at..].copy_from_slice(&len.to_be_bytes());

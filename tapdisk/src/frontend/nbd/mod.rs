@@ -110,10 +110,7 @@ impl NbdConfig {
         assert!(self.payload_bytes_max >= 4096, "{self:?}");
         assert!(self.bytes_per_client >= self.payload_bytes_max, "{self:?}");
         assert!(self.bytes_per_client <= 1 << 30, "{self:?}");
-        assert!(
-            (handshake::OPTION_BYTES_MAX..=1 << 20).contains(&self.staging_bytes),
-            "{self:?}"
-        );
+        assert!((handshake::OPTION_BYTES_MAX..=1 << 20).contains(&self.staging_bytes), "{self:?}");
     }
 }
 
@@ -212,10 +209,7 @@ impl NbdDoor {
     }
 
     fn vacant(&self) -> Option<u16> {
-        let place = self
-            .clients
-            .iter()
-            .find(|client| client.phase == Phase::Vacant)?;
+        let place = self.clients.iter().find(|client| client.phase == Phase::Vacant)?;
         Some(place.number)
     }
 
@@ -231,10 +225,7 @@ impl NbdDoor {
     }
 
     fn accept(&mut self, memory: &mut Memory) {
-        if self
-            .accept_after
-            .is_some_and(|time| time <= self.shared.now)
-        {
+        if self.accept_after.is_some_and(|time| time <= self.shared.now) {
             self.accept_after = None;
             self.listener_ready = true;
         }
@@ -268,9 +259,7 @@ impl NbdDoor {
             self.evict(memory);
         }
         // Without a place, or when epoll fails, the peer sees its connection closed.
-        let taken = self
-            .vacant()
-            .is_some_and(|place| self.open(place, stream).is_ok());
+        let taken = self.vacant().is_some_and(|place| self.open(place, stream).is_ok());
         if !taken {
             self.shared.stats.faults += 1;
         }
@@ -294,10 +283,7 @@ impl NbdDoor {
     fn expire(&mut self, memory: &mut Memory) {
         for number in &self.live {
             let client = &mut self.clients[usize::from(*number)];
-            if client
-                .deadline(&self.shared)
-                .is_some_and(|time| time <= self.shared.now)
-            {
+            if client.deadline(&self.shared).is_some_and(|time| time <= self.shared.now) {
                 client.expire(&mut self.shared, memory);
             }
         }
@@ -307,12 +293,9 @@ impl NbdDoor {
     fn bury(&mut self) {
         if self.shared.has_dead {
             let clients = &mut self.clients;
-            self.live
-                .retain(|number| !clients[usize::from(*number)].bury());
-            self.shared.has_dead = self
-                .live
-                .iter()
-                .any(|number| clients[usize::from(*number)].phase == Phase::Dead);
+            self.live.retain(|number| !clients[usize::from(*number)].bury());
+            self.shared.has_dead =
+                self.live.iter().any(|number| clients[usize::from(*number)].phase == Phase::Dead);
         }
     }
 }
@@ -351,11 +334,7 @@ impl Frontend for NbdDoor {
         self.accept(intake.memory());
         self.expire(intake.memory());
         let count = self.live.len();
-        self.first = if self.first + 1 < count {
-            self.first + 1
-        } else {
-            0
-        };
+        self.first = if self.first + 1 < count { self.first + 1 } else { 0 };
         let mut more = count > 0;
         for _ in 0..PASSES_PER_PULL {
             if !more {
@@ -409,10 +388,7 @@ impl Frontend for NbdDoor {
     }
 
     fn close(&mut self, registry: &Registry, memory: &mut Memory) {
-        assert!(
-            self.shared.running == 0,
-            "a door is closed when nothing is running"
-        );
+        assert!(self.shared.running == 0, "a door is closed when nothing is running");
         if let Some(mut listener) = self.listener.take() {
             // It is closed next, which takes it out of epoll if this did not.
             let _ = registry.deregister(&mut listener);
@@ -434,11 +410,7 @@ impl Frontend for NbdDoor {
             "nbd: {} connected, {} running{}; since start {stats:?}",
             self.live.len(),
             self.shared.running,
-            if self.shared.suspended {
-                ", suspended"
-            } else {
-                ""
-            },
+            if self.shared.suspended { ", suspended" } else { "" },
         )?;
         for number in &self.live {
             self.clients[usize::from(*number)].describe(out)?;

@@ -20,11 +20,7 @@ struct Entry {
 }
 
 impl Entry {
-    const NONE: Self = Self {
-        slot: NO_SLOT,
-        header: Segment::EMPTY,
-        data: Segment::EMPTY,
-    };
+    const NONE: Self = Self { slot: NO_SLOT, header: Segment::EMPTY, data: Segment::EMPTY };
 
     fn len(&self) -> u32 {
         self.header.len + self.data.len
@@ -67,10 +63,7 @@ impl Outbox {
 
     /// Starts for a new client with memory of [`cells_bytes`].
     pub(super) fn open(&mut self, cells: Segment) {
-        assert!(
-            self.cells.len == 0 && self.count == 0,
-            "one client after the other"
-        );
+        assert!(self.cells.len == 0 && self.count == 0, "one client after the other");
         self.cells = cells;
         self.tail = 0;
     }
@@ -167,9 +160,5 @@ impl Outbox {
 fn skip_front(segment: Segment, skip: &mut u32) -> Segment {
     let gone = segment.len.min(*skip);
     *skip -= gone;
-    Segment {
-        offset: segment.offset + gone,
-        len: segment.len - gone,
-        ..segment
-    }
+    Segment { offset: segment.offset + gone, len: segment.len - gone, ..segment }
 }

@@ -99,9 +99,7 @@ impl Client {
                 return Ok(Taken::Blocked);
             }
             let mut bytes = [0; REQUEST_BYTES as usize];
-            intake
-                .memory()
-                .copy_out(self.staging.part(self.start, REQUEST_BYTES), &mut bytes);
+            intake.memory().copy_out(self.staging.part(self.start, REQUEST_BYTES), &mut bytes);
             let raw = RawRequest::parse(&bytes).ok_or(Gone::Fault)?;
             match wire::judge(&raw, self.features, shared.config.payload_bytes_max) {
                 Verdict::Accept(command) => {
@@ -170,11 +168,7 @@ impl Client {
         let range = (raw.cookie, raw.offset, raw.len);
         let slot = self.slots.take(State::Receiving, command, range, buffer);
         if command.op == Op::Write {
-            self.partial = Some(Partial {
-                slot,
-                buffer,
-                received: 0,
-            });
+            self.partial = Some(Partial { slot, buffer, received: 0 });
         } else {
             self.start_slot(slot, shared, intake);
         }
@@ -194,24 +188,17 @@ impl Client {
         self.drain = drain;
         shared.stats.refused += 1;
         // A slot, for its place in the outbox.
-        let slot = self
-            .slots
-            .take(State::Answered, Command::NONE, (0, 0, 0), Segment::EMPTY);
+        let slot = self.slots.take(State::Answered, Command::NONE, (0, 0, 0), Segment::EMPTY);
         let op = wire::op_of(raw.kind);
         let header = Header::failure(op, self.features, raw.cookie, Status::Failed(errno));
-        self.outbox
-            .push(slot, header.as_slice(), Segment::EMPTY, intake.memory());
+        self.outbox.push(slot, header.as_slice(), Segment::EMPTY, intake.memory());
     }
 
     fn start_slot(&mut self, index: u16, shared: &mut Shared, intake: &mut dyn Intake) {
         let slot = self.slots.get(index);
         slot.state = State::Running;
         let op = slot.command.op;
-        let segments = if op.has_data() {
-            Segments::one(slot.buffer)
-        } else {
-            Segments::NONE
-        };
+        let segments = if op.has_data() { Segments::one(slot.buffer) } else { Segments::NONE };
         let request = Request {
             token: Token(u32::from(self.number) << 16 | u32::from(index)),
             op,
@@ -239,11 +226,7 @@ impl Client {
         shared.running -= 1;
         shared.released = true;
         let slot = self.slots.get(index);
-        assert!(
-            slot.state == State::Running,
-            "slot {index} is {:?}",
-            slot.state
-        );
+        assert!(slot.state == State::Running, "slot {index} is {:?}", slot.state);
         if self.phase == Phase::Dead {
             let buffer = self.slots.free(index);
             self.give_back(buffer, shared, memory);
@@ -258,9 +241,7 @@ impl Client {
             }
             (Op::BlockStatus, _) => {
                 if answer.status == Status::Done {
-                    let extent = answer
-                        .extent
-                        .expect("a block status that is done has an extent");
+                    let extent = answer.extent.expect("a block status that is done has an extent");
                     if slot.describe(extent, memory) {
                         self.slots.push_again(index);
                         shared.blocked = true;

@@ -80,10 +80,7 @@ impl Shared {
         }
         let buffer = memory.allocate(bytes);
         if buffer.is_none() && self.buffers > 0 {
-            self.waiter.get_or_insert(Waiter {
-                client,
-                since: self.now,
-            });
+            self.waiter.get_or_insert(Waiter { client, since: self.now });
             return Grant::Wait;
         }
         // Everybody else may ask again.

@@ -67,9 +67,7 @@ impl Slot {
     /// again for the next one.
     pub(super) fn describe(&mut self, extent: Extent, memory: &mut Memory) -> bool {
         let left = self.len - self.described;
-        let len = u32::try_from(extent.len)
-            .ok()
-            .filter(|len| (1..=left).contains(len));
+        let len = u32::try_from(extent.len).ok().filter(|len| (1..=left).contains(len));
         let len = len.expect("an extent is not empty and not longer than what was asked for");
         self.described += len;
         self.lookups += 1;
@@ -103,24 +101,10 @@ impl Slots {
     /// A table of `count` free slots.
     pub(super) fn new(count: u16) -> Self {
         let link = |index: u16| {
-            if index + 1 < count {
-                index + 1
-            } else {
-                NO_SLOT
-            }
+            if index + 1 < count { index + 1 } else { NO_SLOT }
         };
-        let table = (0..count)
-            .map(|index| Slot {
-                next: link(index),
-                ..Slot::FREE
-            })
-            .collect();
-        Self {
-            table,
-            free: 0,
-            again: NO_SLOT,
-            used: 0,
-        }
+        let table = (0..count).map(|index| Slot { next: link(index), ..Slot::FREE }).collect();
+        Self { table, free: 0, again: NO_SLOT, used: 0 }
     }
 
     pub(super) fn has_free(&self) -> bool {
@@ -143,26 +127,11 @@ impl Slots {
         buffer: Segment,
     ) -> u16 {
         let index = self.free;
-        let slot = self
-            .table
-            .get_mut(usize::from(index))
-            .expect("the caller asked has_free");
-        assert!(
-            slot.state == State::Free,
-            "slot {index} is {:?}",
-            slot.state
-        );
+        let slot = self.table.get_mut(usize::from(index)).expect("the caller asked has_free");
+        assert!(slot.state == State::Free, "slot {index} is {:?}", slot.state);
         self.free = slot.next;
         self.used += 1;
-        *slot = Slot {
-            state,
-            command,
-            cookie,
-            offset,
-            len,
-            buffer,
-            ..Slot::FREE
-        };
+        *slot = Slot { state, command, cookie, offset, len, buffer, ..Slot::FREE };
         index
     }
 
@@ -205,10 +174,7 @@ impl Slots {
     pub(super) fn abandon(&mut self, mut give_back: impl FnMut(Segment)) {
         self.again = NO_SLOT;
         for index in 0..u16::try_from(self.table.len()).expect("a table of u16 slots") {
-            if !matches!(
-                self.table[usize::from(index)].state,
-                State::Free | State::Running
-            ) {
+            if !matches!(self.table[usize::from(index)].state, State::Free | State::Running) {
                 give_back(self.free(index));
             }
         }

@@ -34,19 +34,14 @@ impl Client {
         if self.start > 0 {
             let left = self.end - self.start;
             if left > 0 {
-                memory.copy_within(
-                    self.staging.part(self.start, left),
-                    self.staging.part(0, left),
-                );
+                memory.copy_within(self.staging.part(self.start, left), self.staging.part(0, left));
             }
             (self.start, self.end) = (0, left);
         }
         let free = self.staging.part(self.end, self.staging.len - self.end);
         let rest = self.partial.map_or(Segment::EMPTY, |partial| {
             assert!(self.end == 0, "payload in the staging buffer goes first");
-            partial
-                .buffer
-                .part(partial.received, partial.buffer.len - partial.received)
+            partial.buffer.part(partial.received, partial.buffer.len - partial.received)
         });
         let both = [rest, free];
         let targets = if rest.len > 0 { &both[..] } else { &both[1..] };
@@ -129,17 +124,12 @@ impl Client {
             return Ok(());
         }
         self.watches_writable = writable;
-        let interest = if writable {
-            Interest::READABLE | Interest::WRITABLE
-        } else {
-            Interest::READABLE
-        };
+        let interest =
+            if writable { Interest::READABLE | Interest::WRITABLE } else { Interest::READABLE };
         let (Some((registry, base)), Some(stream)) = (&shared.registry, &mut self.stream) else {
             return Ok(());
         };
         let token = Token(base + 1 + usize::from(self.number));
-        registry
-            .reregister(stream, token, interest)
-            .map_err(|_| Gone::Left)
+        registry.reregister(stream, token, interest).map_err(|_| Gone::Left)
     }
 }

@@ -111,12 +111,8 @@ pub(super) struct Command {
 
 impl Command {
     /// For a slot that has none.
-    pub(super) const NONE: Self = Self {
-        op: Op::Flush,
-        fua: false,
-        may_punch: false,
-        one_extent: false,
-    };
+    pub(super) const NONE: Self =
+        Self { op: Op::Flush, fua: false, may_punch: false, one_extent: false };
 }
 
 /// What becomes of a request.
@@ -175,11 +171,7 @@ fn refusal(op: Op, raw: &RawRequest, features: Features, payload_bytes_max: u32)
         return Some(Errno::EINVAL);
     }
     if raw.offset.checked_add(u64::from(raw.len)).is_none() {
-        return Some(if op == Op::Write {
-            Errno::ENOSPC
-        } else {
-            Errno::EINVAL
-        });
+        return Some(if op == Op::Write { Errno::ENOSPC } else { Errno::EINVAL });
     }
     match op {
         Op::Flush if raw.offset != 0 => Some(Errno::EINVAL),
@@ -248,10 +240,7 @@ impl Header {
     }
 
     fn empty() -> Self {
-        Self {
-            bytes: [0; REPLY_BYTES_MAX as usize],
-            len: 0,
-        }
+        Self { bytes: [0; REPLY_BYTES_MAX as usize], len: 0 }
     }
 
     fn chunk(cookie: u64, kind: u16, len: u32) -> Self {
@@ -266,10 +255,7 @@ impl Header {
 
     #[inline]
     fn put<const N: usize>(&mut self, field: [u8; N]) {
-        let target = self
-            .bytes
-            .get_mut(self.len..)
-            .and_then(|rest| rest.first_chunk_mut::<N>());
+        let target = self.bytes.get_mut(self.len..).and_then(|rest| rest.first_chunk_mut::<N>());
         *target.expect("the longest header has REPLY_BYTES_MAX bytes") = field;
         self.len = self.len.saturating_add(N);
     }

@@ -6,23 +6,11 @@ use proptest::prelude::*;
 use super::*;
 
 const MAX: u32 = 4 << 20;
-const BOTH: Features = Features {
-    structured: true,
-    allocation: true,
-};
-const PLAIN: Features = Features {
-    structured: false,
-    allocation: false,
-};
+const BOTH: Features = Features { structured: true, allocation: true };
+const PLAIN: Features = Features { structured: false, allocation: false };
 
 fn raw(kind: u16, flags: u16, offset: u64, len: u32) -> RawRequest {
-    RawRequest {
-        flags,
-        kind,
-        cookie: 7,
-        offset,
-        len,
-    }
+    RawRequest { flags, kind, cookie: 7, offset, len }
 }
 
 fn accepted(verdict: Verdict) -> Command {
@@ -58,16 +46,8 @@ fn refuses_each_wrong_bit_of_the_magic() {
 
 #[test]
 fn fua_is_accepted_everywhere_and_counts_only_for_changes() {
-    for (kind, counts) in [
-        (READ, false),
-        (WRITE, true),
-        (TRIM, true),
-        (WRITE_ZEROES, true),
-    ] {
-        assert_eq!(
-            accepted(judge(&raw(kind, FLAG_FUA, 0, 512), BOTH, MAX)).fua,
-            counts
-        );
+    for (kind, counts) in [(READ, false), (WRITE, true), (TRIM, true), (WRITE_ZEROES, true)] {
+        assert_eq!(accepted(judge(&raw(kind, FLAG_FUA, 0, 512), BOTH, MAX)).fua, counts);
     }
     assert!(!accepted(judge(&raw(FLUSH, FLAG_FUA, 0, 0), BOTH, MAX)).fua);
     assert!(!accepted(judge(&raw(BLOCK_STATUS, FLAG_FUA, 0, 512), BOTH, MAX)).fua);
@@ -79,10 +59,7 @@ fn a_flag_of_another_command_is_refused() {
     assert_eq!(judge(&raw(READ, FLAG_NO_HOLE, 0, 512), BOTH, MAX), refused);
     assert_eq!(judge(&raw(READ, FLAG_DF, 0, 512), PLAIN, MAX), refused);
     assert_eq!(judge(&raw(TRIM, FLAG_REQ_ONE, 0, 512), BOTH, MAX), refused);
-    assert_eq!(
-        judge(&raw(WRITE_ZEROES, 1 << 15, 0, 512), BOTH, MAX),
-        refused
-    );
+    assert_eq!(judge(&raw(WRITE_ZEROES, 1 << 15, 0, 512), BOTH, MAX), refused);
     let drained = Verdict::Refuse(Errno::EINVAL, 512);
     assert_eq!(judge(&raw(WRITE, FLAG_DF, 0, 512), BOTH, MAX), drained);
 }
@@ -98,18 +75,12 @@ fn no_hole_keeps_zeros_stored() {
 #[test]
 fn only_reads_and_writes_are_bounded_by_the_payload() {
     let over = MAX + 1;
-    assert_eq!(
-        judge(&raw(READ, 0, 0, over), BOTH, MAX),
-        Verdict::Refuse(Errno::EINVAL, 0)
-    );
+    assert_eq!(judge(&raw(READ, 0, 0, over), BOTH, MAX), Verdict::Refuse(Errno::EINVAL, 0));
     assert_eq!(
         judge(&raw(READ, FLAG_DF, 0, over), BOTH, MAX),
         Verdict::Refuse(Errno::EOVERFLOW, 0)
     );
-    assert_eq!(
-        judge(&raw(WRITE, 0, 0, over), BOTH, MAX),
-        Verdict::Refuse(Errno::EINVAL, over)
-    );
+    assert_eq!(judge(&raw(WRITE, 0, 0, over), BOTH, MAX), Verdict::Refuse(Errno::EINVAL, over));
     accepted(judge(&raw(READ, 0, 0, MAX), BOTH, MAX));
     accepted(judge(&raw(WRITE, 0, 0, MAX), BOTH, MAX));
     for kind in [TRIM, WRITE_ZEROES, BLOCK_STATUS] {
@@ -121,70 +92,40 @@ fn only_reads_and_writes_are_bounded_by_the_payload() {
 fn a_write_too_long_to_drain_ends_the_connection() {
     let last = judge(&raw(WRITE, 0, 0, DRAIN_BYTES_MAX), BOTH, MAX);
     assert_eq!(last, Verdict::Refuse(Errno::EINVAL, DRAIN_BYTES_MAX));
-    assert_eq!(
-        judge(&raw(WRITE, 0, 0, DRAIN_BYTES_MAX + 1), BOTH, MAX),
-        Verdict::Hangup
-    );
+    assert_eq!(judge(&raw(WRITE, 0, 0, DRAIN_BYTES_MAX + 1), BOTH, MAX), Verdict::Hangup);
 }
 
 #[test]
 fn a_range_past_the_end_of_u64_is_refused() {
     let offset = u64::MAX - 511;
-    assert_eq!(
-        judge(&raw(READ, 0, offset, 512), BOTH, MAX),
-        Verdict::Refuse(Errno::EINVAL, 0)
-    );
-    assert_eq!(
-        judge(&raw(WRITE, 0, offset, 512), BOTH, MAX),
-        Verdict::Refuse(Errno::ENOSPC, 512)
-    );
+    assert_eq!(judge(&raw(READ, 0, offset, 512), BOTH, MAX), Verdict::Refuse(Errno::EINVAL, 0));
+    assert_eq!(judge(&raw(WRITE, 0, offset, 512), BOTH, MAX), Verdict::Refuse(Errno::ENOSPC, 512));
     accepted(judge(&raw(READ, 0, offset - 1, 512), BOTH, MAX));
 }
 
 #[test]
 fn zero_length_is_for_flush_alone() {
     for kind in [READ, WRITE, TRIM, WRITE_ZEROES, BLOCK_STATUS] {
-        assert_eq!(
-            judge(&raw(kind, 0, 0, 0), BOTH, MAX),
-            Verdict::Refuse(Errno::EINVAL, 0)
-        );
+        assert_eq!(judge(&raw(kind, 0, 0, 0), BOTH, MAX), Verdict::Refuse(Errno::EINVAL, 0));
     }
     accepted(judge(&raw(FLUSH, 0, 0, 0), BOTH, MAX));
-    assert_eq!(
-        judge(&raw(FLUSH, 0, 0, 512), BOTH, MAX),
-        Verdict::Refuse(Errno::EINVAL, 0)
-    );
-    assert_eq!(
-        judge(&raw(FLUSH, 0, 512, 0), BOTH, MAX),
-        Verdict::Refuse(Errno::EINVAL, 0)
-    );
+    assert_eq!(judge(&raw(FLUSH, 0, 0, 512), BOTH, MAX), Verdict::Refuse(Errno::EINVAL, 0));
+    assert_eq!(judge(&raw(FLUSH, 0, 512, 0), BOTH, MAX), Verdict::Refuse(Errno::EINVAL, 0));
 }
 
 #[test]
 fn block_status_needs_its_context() {
     let refused = Verdict::Refuse(Errno::EINVAL, 0);
     assert_eq!(judge(&raw(BLOCK_STATUS, 0, 0, 512), PLAIN, MAX), refused);
-    let structured = Features {
-        structured: true,
-        allocation: false,
-    };
-    assert_eq!(
-        judge(&raw(BLOCK_STATUS, 0, 0, 512), structured, MAX),
-        refused
-    );
+    let structured = Features { structured: true, allocation: false };
+    assert_eq!(judge(&raw(BLOCK_STATUS, 0, 0, 512), structured, MAX), refused);
     assert!(accepted(judge(&raw(BLOCK_STATUS, FLAG_REQ_ONE, 0, 512), BOTH, MAX)).one_extent);
 }
 
 #[test]
 fn an_unknown_command_is_refused_only_when_no_payload_can_follow() {
-    assert_eq!(
-        judge(&raw(5, 0, 0, 512), BOTH, MAX),
-        Verdict::Refuse(Errno::EINVAL, 0)
-    );
-    assert_eq!(
-        judge(&raw(9, 0, 0, 0), BOTH, MAX),
-        Verdict::Refuse(Errno::EINVAL, 0)
-    );
+    assert_eq!(judge(&raw(5, 0, 0, 512), BOTH, MAX), Verdict::Refuse(Errno::EINVAL, 0));
+    assert_eq!(judge(&raw(9, 0, 0, 0), BOTH, MAX), Verdict::Refuse(Errno::EINVAL, 0));
     assert_eq!(judge(&raw(9, 0, 0, 1), BOTH, MAX), Verdict::Hangup);
     assert_eq!(judge(&raw(u16::MAX, 0, 0, 512), BOTH, MAX), Verdict::Hangup);
 }
@@ -212,14 +153,9 @@ fn reply_headers_have_the_bytes_of_the_protocol() {
     );
     assert_eq!(
         Header::block_status(9, 16).as_slice(),
-        [
-            0x66, 0x8e, 0x33, 0xef, 0, 1, 0, 5, 0, 0, 0, 0, 0, 0, 0, 9, 0, 0, 0, 20, 0, 0, 0, 1
-        ]
+        [0x66, 0x8e, 0x33, 0xef, 0, 1, 0, 5, 0, 0, 0, 0, 0, 0, 0, 9, 0, 0, 0, 20, 0, 0, 0, 1]
     );
-    assert_eq!(
-        descriptor(512, state_flags(ExtentKind::Hole)),
-        [0, 0, 2, 0, 0, 0, 0, 3]
-    );
+    assert_eq!(descriptor(512, state_flags(ExtentKind::Hole)), [0, 0, 2, 0, 0, 0, 0, 3]);
 }
 
 proptest! {

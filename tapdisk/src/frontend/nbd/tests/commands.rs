@@ -64,12 +64,7 @@ fn flags_reach_the_request() {
     peer.send(&request(FLUSH, 0, 5, 0, 0));
     peer.send(&request(READ, 1, 6, 0, 512));
     rig.settle();
-    let seen: Vec<_> = rig
-        .intake
-        .started
-        .iter()
-        .map(|r| (r.op, r.fua, r.may_punch))
-        .collect();
+    let seen: Vec<_> = rig.intake.started.iter().map(|r| (r.op, r.fua, r.may_punch)).collect();
     let expected = [
         (Op::Write, true, false),
         (Op::Trim, true, false),
@@ -187,10 +182,7 @@ fn block_status_stops_after_sixteen_extents() {
     assert_eq!(peer.take(4), 1u32.to_be_bytes());
     for index in 0..16 {
         let flags = if index % 2 == 0 { 0u32 } else { 3 };
-        assert_eq!(
-            peer.take(8),
-            [512u32.to_be_bytes(), flags.to_be_bytes()].concat()
-        );
+        assert_eq!(peer.take(8), [512u32.to_be_bytes(), flags.to_be_bytes()].concat());
     }
     assert!(peer.is_silent());
     rig.close();
@@ -206,10 +198,7 @@ fn block_status_that_fails_half_way_tells_what_it_knows() {
     rig.settle();
     rig.finish(0);
     rig.settle();
-    assert_eq!(
-        (rig.intake.running[0].offset, rig.intake.running[0].len),
-        (512, 3584)
-    );
+    assert_eq!((rig.intake.running[0].offset, rig.intake.running[0].len), (512, 3584));
     rig.intake.failures.push(Errno::EIO);
     rig.finish(0);
     let first = [512u32.to_be_bytes(), 3u32.to_be_bytes()].concat();
@@ -235,11 +224,7 @@ fn goodbye_waits_for_what_is_running() {
     peer.send(&request(DISC, 0, 3, 0, 0));
     peer.send(&request(READ, 0, 4, 0, 512));
     rig.settle();
-    assert_eq!(
-        rig.intake.running.len(),
-        2,
-        "nothing after the good-bye is started"
-    );
+    assert_eq!(rig.intake.running.len(), 2, "nothing after the good-bye is started");
     assert!(peer.is_silent());
     rig.finish(0);
     assert_eq!(peer.take(16), simple(1, 0));
@@ -273,17 +258,9 @@ fn refused_requests_are_answered_and_their_payload_is_dropped() {
         sent += peer.send_some(&bytes[sent..]);
         rig.settle();
     }
-    for (cookie, error) in [
-        (1, 22),
-        (2, 22),
-        (3, 22),
-        (4, 22),
-        (5, 22),
-        (6, 95),
-        (7, 22),
-        (8, 22),
-        (9, 0),
-    ] {
+    for (cookie, error) in
+        [(1, 22), (2, 22), (3, 22), (4, 22), (5, 22), (6, 95), (7, 22), (8, 22), (9, 0)]
+    {
         assert_eq!(peer.take(16), simple(cookie, error));
     }
     assert_eq!(peer.take(512), [0; 512]);

@@ -46,10 +46,7 @@ fn a_handshake_that_does_not_end_is_let_go() {
 
 #[test]
 fn a_new_client_takes_the_place_of_the_longest_silent_handshake() {
-    let config = NbdConfig {
-        clients_max: 3,
-        ..NbdConfig::default()
-    };
+    let config = NbdConfig { clients_max: 3, ..NbdConfig::default() };
     let (mut rig, connect) = listening(config);
     let mut first = connect();
     rig.settle();
@@ -65,10 +62,7 @@ fn a_new_client_takes_the_place_of_the_longest_silent_handshake() {
     rig.settle();
     let mut refused = connect();
     rig.settle();
-    assert!(
-        refused.is_closed(),
-        "nobody has been silent for long enough"
-    );
+    assert!(refused.is_closed(), "nobody has been silent for long enough");
     rig.wait(Duration::from_secs(5));
     let mut third = connect();
     rig.settle();
@@ -80,10 +74,7 @@ fn a_new_client_takes_the_place_of_the_longest_silent_handshake() {
 
 #[test]
 fn every_place_can_be_taken_again() {
-    let config = NbdConfig {
-        clients_max: 2,
-        ..NbdConfig::default()
-    };
+    let config = NbdConfig { clients_max: 2, ..NbdConfig::default() };
     let (mut rig, connect) = listening(config);
     for _ in 0..50 {
         let mut peers = [connect(), connect()];
@@ -125,10 +116,7 @@ fn options_sent_ahead_are_answered_in_order() {
     let mut peer = rig.connect();
     let mut bytes = vec![0, 0, 0, 3];
     for number in [99, 8, 4, 8] {
-        bytes.extend(option(
-            number,
-            &vec![0; if number == 8 { 0 } else { 70_000 }],
-        ));
+        bytes.extend(option(number, &vec![0; if number == 8 { 0 } else { 70_000 }]));
     }
     bytes.extend(option(1, b"x"));
     bytes.extend(write(5, 0, &pattern(1, 512)));
@@ -147,10 +135,7 @@ fn options_sent_ahead_are_answered_in_order() {
 
 #[test]
 fn a_disk_without_memory_for_a_connection_keeps_it_waiting() {
-    let config = NbdConfig {
-        staging_bytes: 64 << 10,
-        ..NbdConfig::default()
-    };
+    let config = NbdConfig { staging_bytes: 64 << 10, ..NbdConfig::default() };
     let mut rig = Rig::with(config, 128 << 10);
     let mut first = rig.connect();
     rig.settle();

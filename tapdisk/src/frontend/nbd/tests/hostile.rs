@@ -63,10 +63,7 @@ fn any_length_of_a_read_is_bounded_before_memory_is_taken() {
 
 #[test]
 fn one_client_holds_no_more_than_its_share() {
-    let config = NbdConfig {
-        bytes_per_client: 4 << 20,
-        ..NbdConfig::default()
-    };
+    let config = NbdConfig { bytes_per_client: 4 << 20, ..NbdConfig::default() };
     let mut rig = Rig::with(config, 32 << 20);
     rig.serves = false;
     rig.intake.room = 1000;
@@ -93,10 +90,7 @@ fn one_client_holds_no_more_than_its_share() {
 
 #[test]
 fn a_request_that_never_fits_is_refused_instead_of_waited_for() {
-    let config = NbdConfig {
-        staging_bytes: 64 << 10,
-        ..NbdConfig::default()
-    };
+    let config = NbdConfig { staging_bytes: 64 << 10, ..NbdConfig::default() };
     let mut rig = Rig::with(config, 1 << 20);
     let mut peer = rig.client(PLAIN);
     peer.send(&request(READ, 0, 1, 0, 1 << 20));
@@ -115,11 +109,8 @@ fn a_request_that_never_fits_is_refused_instead_of_waited_for() {
 
 /// An arena of 1 MiB, where a request of 512 KiB fits once.
 fn narrow() -> Rig {
-    let config = NbdConfig {
-        staging_bytes: 64 << 10,
-        send_buffer_bytes: 4096,
-        ..NbdConfig::default()
-    };
+    let config =
+        NbdConfig { staging_bytes: 64 << 10, send_buffer_bytes: 4096, ..NbdConfig::default() };
     Rig::with(config, 1 << 20)
 }
 
@@ -178,10 +169,7 @@ fn who_holds_memory_and_stalls_is_let_go_when_it_is_needed() {
 
 #[test]
 fn who_said_goodbye_and_does_not_read_is_let_go() {
-    let config = NbdConfig {
-        send_buffer_bytes: 4096,
-        ..NbdConfig::default()
-    };
+    let config = NbdConfig { send_buffer_bytes: 4096, ..NbdConfig::default() };
     let mut rig = Rig::with(config, 32 << 20);
     let mut peer = rig.client(PLAIN);
     peer.send(&request(READ, 0, 1, 0, 1 << 20));

@@ -52,12 +52,7 @@ fn a_flood_of_one_client_leaves_turns_to_the_other() {
     }
     calm.send(&request(READ, 0, 1, 512, 512));
     rig.turn();
-    assert!(
-        rig.intake
-            .running
-            .iter()
-            .any(|request| request.offset == 512)
-    );
+    assert!(rig.intake.running.iter().any(|request| request.offset == 512));
     rig.close();
 }
 
@@ -117,18 +112,14 @@ fn room_that_others_take_up_is_asked_for_again() {
 
 #[test]
 fn a_client_that_does_not_read_is_bounded_and_loses_nothing() {
-    let config = NbdConfig {
-        requests_per_client: 8,
-        send_buffer_bytes: 4096,
-        ..NbdConfig::default()
-    };
+    let config =
+        NbdConfig { requests_per_client: 8, send_buffer_bytes: 4096, ..NbdConfig::default() };
     let mut rig = Rig::with(config, 32 << 20);
     rig.intake.disk.copy_from_slice(&pattern(3, DISK_BYTES));
     let (mut slow, mut other) = (rig.client(PLAIN), rig.client(PLAIN));
     let count = 200u64;
-    let requests: Vec<u8> = (0..count)
-        .flat_map(|cookie| request(READ, 0, cookie, cookie * 4096, 65536))
-        .collect();
+    let requests: Vec<u8> =
+        (0..count).flat_map(|cookie| request(READ, 0, cookie, cookie * 4096, 65536)).collect();
     slow.send(&requests);
     rig.settle();
     assert!(rig.intake.started.len() < 50);
@@ -227,12 +218,7 @@ fn requests_that_wait_in_memory_are_found_after_a_pause() {
     rig.door.resume();
     rig.serves = true;
     rig.settle();
-    assert_eq!(
-        peer.take(48),
-        (0..3)
-            .flat_map(|cookie| simple(cookie, 0))
-            .collect::<Vec<_>>()
-    );
+    assert_eq!(peer.take(48), (0..3).flat_map(|cookie| simple(cookie, 0)).collect::<Vec<_>>());
     rig.close();
 }
 
@@ -264,9 +250,7 @@ fn an_end_after_any_byte_frees_all_but_what_is_running() {
         // The memory of what runs is untouched: nobody else gets it.
         let mut others = Vec::new();
         while let Some(segment) = rig.intake.memory.allocate(512) {
-            let mine = running
-                .iter()
-                .flat_map(|request| request.segments.as_slice());
+            let mine = running.iter().flat_map(|request| request.segments.as_slice());
             assert!(mine.clone().all(|other| other.offset != segment.offset));
             others.push(segment);
         }
@@ -276,21 +260,14 @@ fn an_end_after_any_byte_frees_all_but_what_is_running() {
         rig.serves = true;
         rig.intake.finish_all(&mut rig.door);
         rig.settle();
-        assert_eq!(
-            (rig.held(), rig.door.connected()),
-            (0, 0),
-            "after {end} bytes"
-        );
+        assert_eq!((rig.held(), rig.door.connected()), (0, 0), "after {end} bytes");
         rig.close();
     }
 }
 
 #[test]
 fn a_place_is_not_given_away_while_its_requests_run() {
-    let config = NbdConfig {
-        clients_max: 1,
-        ..NbdConfig::default()
-    };
+    let config = NbdConfig { clients_max: 1, ..NbdConfig::default() };
     let mut rig = Rig::with(config, 32 << 20);
     rig.serves = false;
     let mut peer = rig.client(PLAIN);
@@ -299,10 +276,7 @@ fn a_place_is_not_given_away_while_its_requests_run() {
     drop(peer);
     rig.settle();
     let (ours, _theirs) = UnixStream::pair().unwrap();
-    assert_eq!(
-        rig.door.add(ours).unwrap_err().kind(),
-        io::ErrorKind::ResourceBusy
-    );
+    assert_eq!(rig.door.add(ours).unwrap_err().kind(), io::ErrorKind::ResourceBusy);
     rig.finish(0);
     let mut next = rig.client(PLAIN);
     next.send(&request(READ, 0, 2, 0, 512));

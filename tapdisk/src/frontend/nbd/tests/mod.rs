@@ -49,15 +49,7 @@ impl Rig {
         let intake = MockIntake::new(DISK_BYTES, memory_bytes);
         let free_at_start = intake.memory.free_bytes();
         let events = Events::with_capacity(64);
-        Self {
-            door,
-            intake,
-            poll,
-            events,
-            more: false,
-            serves: true,
-            free_at_start,
-        }
+        Self { door, intake, poll, events, more: false, serves: true, free_at_start }
     }
 
     /// A peer that has sent nothing yet.
@@ -97,20 +89,14 @@ impl Rig {
 
     /// One turn, if the loop would not sleep; whether there was one.
     pub(super) fn turn(&mut self) -> bool {
-        self.poll
-            .poll(&mut self.events, Some(Duration::ZERO))
-            .unwrap();
-        let due = self
-            .door
-            .deadline()
-            .is_some_and(|time| time <= self.intake.now);
+        self.poll.poll(&mut self.events, Some(Duration::ZERO)).unwrap();
+        let due = self.door.deadline().is_some_and(|time| time <= self.intake.now);
         if !self.more && !due && self.events.is_empty() {
             return false;
         }
         for event in &self.events {
             let number = event.token().0 - BASE;
-            self.door
-                .ready(number, event.is_readable(), event.is_writable());
+            self.door.ready(number, event.is_readable(), event.is_writable());
         }
         self.more = self.door.pull(&mut self.intake);
         if self.serves {
@@ -146,8 +132,7 @@ impl Rig {
     /// Takes the door down; every buffer must have come back.
     pub(super) fn close(mut self) {
         self.intake.finish_all(&mut self.door);
-        self.door
-            .close(self.poll.registry(), &mut self.intake.memory);
+        self.door.close(self.poll.registry(), &mut self.intake.memory);
         assert_eq!(self.held(), 0, "the door leaks memory");
         assert_eq!(self.door.connected(), 0);
     }
@@ -163,10 +148,7 @@ pub(super) struct Peer {
 impl Peer {
     pub(super) fn new(stream: UnixStream) -> Self {
         stream.set_nonblocking(true).unwrap();
-        Self {
-            stream,
-            received: Vec::new(),
-        }
+        Self { stream, received: Vec::new() }
     }
 
     /// Sends all of it; panics when the socket is full.
@@ -194,11 +176,7 @@ impl Peer {
     /// The next bytes, which must be there.
     pub(super) fn take(&mut self, count: usize) -> Vec<u8> {
         self.read();
-        assert!(
-            self.received.len() >= count,
-            "{} of {count} bytes",
-            self.received.len()
-        );
+        assert!(self.received.len() >= count, "{} of {count} bytes", self.received.len());
         self.received.drain(..count).collect()
     }
 
@@ -252,18 +230,9 @@ pub(super) const TRIM: u16 = 4;
 pub(super) const WRITE_ZEROES: u16 = 6;
 pub(super) const BLOCK_STATUS: u16 = 7;
 
-pub(super) const PLAIN: Features = Features {
-    structured: false,
-    allocation: false,
-};
-pub(super) const STRUCTURED: Features = Features {
-    structured: true,
-    allocation: false,
-};
-pub(super) const ALLOCATION: Features = Features {
-    structured: true,
-    allocation: true,
-};
+pub(super) const PLAIN: Features = Features { structured: false, allocation: false };
+pub(super) const STRUCTURED: Features = Features { structured: true, allocation: false };
+pub(super) const ALLOCATION: Features = Features { structured: true, allocation: true };
 
 /// A request without its payload.
 pub(super) fn request(kind: u16, flags: u16, cookie: u64, offset: u64, len: u32) -> Vec<u8> {
@@ -322,7 +291,5 @@ pub(super) fn listening(config: NbdConfig) -> (Rig, impl Fn() -> Peer) {
     let address = SocketAddr::from_abstract_name(name).unwrap();
     let listener = UnixListener::bind_addr(&address).unwrap();
     let rig = Rig::around(NbdDoor::new(listener, config).unwrap(), 32 << 20);
-    (rig, move || {
-        Peer::new(UnixStream::connect_addr(&address).unwrap())
-    })
+    (rig, move || Peer::new(UnixStream::connect_addr(&address).unwrap()))
 }

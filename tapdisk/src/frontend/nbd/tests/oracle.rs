@@ -56,16 +56,12 @@ impl Action {
             request(kind, flags, cookie, *sector as u64 * 512, len)
         };
         match self {
-            Self::Write {
-                sector,
-                count,
-                seed,
-            } => write(cookie, *sector as u64 * 512, &pattern(*seed, count * 512)),
-            Self::Zero {
-                sector,
-                count,
-                keep,
-            } => ranged(WRITE_ZEROES, if *keep { 2 } else { 0 }, sector, count),
+            Self::Write { sector, count, seed } => {
+                write(cookie, *sector as u64 * 512, &pattern(*seed, count * 512))
+            }
+            Self::Zero { sector, count, keep } => {
+                ranged(WRITE_ZEROES, if *keep { 2 } else { 0 }, sector, count)
+            }
             Self::Read { sector, count } => ranged(READ, 0, sector, count),
             Self::Status { sector, count } => ranged(BLOCK_STATUS, 0, sector, count),
             Self::Flush => request(FLUSH, 0, cookie, 0, 0),
@@ -111,15 +107,9 @@ fn check_reply(peer: &mut Peer, expected: &mut Vec<Expected>) -> bool {
         return false;
     }
     let cookie = u64::from_be_bytes(bytes[8..16].try_into().unwrap());
-    let at = expected
-        .iter()
-        .position(|item| item.cookie == cookie)
-        .expect("a reply for a request");
-    let payload = if is_simple {
-        0
-    } else {
-        u32::from_be_bytes(bytes[16..20].try_into().unwrap()) as usize
-    };
+    let at = expected.iter().position(|item| item.cookie == cookie).expect("a reply for a request");
+    let payload =
+        if is_simple { 0 } else { u32::from_be_bytes(bytes[16..20].try_into().unwrap()) as usize };
     let header = if is_simple { 16 } else { 20 };
     if bytes.len() < header + payload {
         return false;
@@ -212,16 +202,10 @@ fn finish(rig: &mut Rig, index: usize, oracle: &mut [u8], expected: &mut [Vec<Ex
     let token = rig.intake.running[index].token.0;
     let (client, slot) = (token as usize >> 16, u16::try_from(token & 0xffff).unwrap());
     let cookie = rig.door.clients[client].slots.get(slot).cookie;
-    let item = expected[client]
-        .iter_mut()
-        .find(|item| item.cookie == cookie);
+    let item = expected[client].iter_mut().find(|item| item.cookie == cookie);
     let item = item.expect("what runs was asked for and is not answered");
     match &item.action {
-        Action::Write {
-            sector,
-            count,
-            seed,
-        } => {
+        Action::Write { sector, count, seed } => {
             oracle[sector * 512..][..count * 512].copy_from_slice(&pattern(*seed, count * 512));
         }
         Action::Zero { sector, count, .. } => oracle[sector * 512..][..count * 512].fill(0),
