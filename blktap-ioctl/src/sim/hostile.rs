@@ -4,7 +4,7 @@ use super::kernel::Kernel;
 use crate::abi::ENTRY_SIZE;
 use crate::ring::Index;
 
-/// The ring's page, written without regard to what is right.
+/// The ring's page, written without regard to what is right, nor to what else is going on.
 #[derive(Clone, Copy, Debug)]
 pub struct Hostile<'a> {
     kernel: &'a Kernel,
@@ -24,7 +24,9 @@ impl<'a> Hostile<'a> {
 
     /// Overwrites the entry of request `index` (modulo 32) without publishing it.
     pub fn write_entry(&self, index: u32, entry: &[u8; ENTRY_SIZE]) {
-        self.kernel.lock().pages.write_entry(index, &words(entry));
+        self.kernel
+            .unlocked_pages()
+            .write_entry(index, &words(entry));
     }
 
     /// Sets the published producer index; the driver's own stays.
@@ -35,7 +37,9 @@ impl<'a> Hostile<'a> {
 
     /// Sets the index of responses, which only the server should write.
     pub fn set_rsp_prod(&self, value: u32) {
-        self.kernel.lock().pages.set_index(Index::Responses, value);
+        self.kernel
+            .unlocked_pages()
+            .set_index(Index::Responses, value);
     }
 
     /// Sets the message byte.
@@ -49,7 +53,7 @@ impl<'a> Hostile<'a> {
     /// # Panics
     /// When it is not.
     pub fn write_ring_word(&self, offset: usize, value: u32) {
-        self.kernel.lock().pages.write_ring_word(offset, value);
+        self.kernel.unlocked_pages().write_ring_word(offset, value);
     }
 
     /// The published indices: of requests and of responses.
@@ -66,7 +70,7 @@ impl<'a> Hostile<'a> {
     #[must_use]
     pub fn response(&self, index: u32) -> [u8; 16] {
         let mut bytes = [0; 16];
-        let words = self.kernel.lock().pages.response(index);
+        let words = self.kernel.unlocked_pages().response(index);
         for (target, word) in bytes.as_chunks_mut::<8>().0.iter_mut().zip(words) {
             *target = word.to_ne_bytes();
         }
@@ -78,7 +82,9 @@ impl<'a> Hostile<'a> {
     /// # Panics
     /// When it is not inside.
     pub fn read_data(&self, offset: u32, bytes: &mut [u8]) {
-        self.kernel.lock().pages.copy_out(offset as usize, bytes);
+        self.kernel
+            .unlocked_pages()
+            .copy_out(offset as usize, bytes);
     }
 }
 

@@ -18,6 +18,8 @@ use crate::ring::Pages;
 #[derive(Debug)]
 pub(super) struct Kernel {
     memory: OwnedFd,
+    /// The same pages once more, for who does not ask for the lock.
+    pages: Pages,
     /// Readable: the ring should be polled.
     ring_event: EventFd,
     /// Readable: there are completions.
@@ -36,6 +38,7 @@ impl Kernel {
         };
         let state = State::new(options, Pages::map(memory.as_fd())?);
         Ok(Self {
+            pages: Pages::map(memory.as_fd())?,
             memory,
             ring_event: event()?,
             done_event: event()?,
@@ -46,6 +49,11 @@ impl Kernel {
     /// The state, also after a test that panicked while it had the lock.
     pub(super) fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// To be written at any time, whatever the state.
+    pub(super) fn unlocked_pages(&self) -> &Pages {
+        &self.pages
     }
 
     pub(super) fn ring_event(&self) -> BorrowedFd<'_> {

@@ -1,9 +1,9 @@
 //! A kernel that keeps no rule.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use blktap_ioctl::abi::{ENTRY_SIZE, STATUS_ERROR};
-use blktap_ioctl::sim::{Segments, SimOptions};
+use blktap_ioctl::sim::{Segments, SimDevice, SimOptions};
 use blktap_ioctl::{MappedRing, Op, Reason, RequestId, RingFault, RingRequest};
 use proptest::prelude::*;
 
@@ -202,20 +202,20 @@ proptest! {
 /// while requests are taken. What was checked is what is used, since there is only the copy.
 #[test]
 fn bytes_that_change_during_processing_never_make_an_unsound_request() {
+    const REQUESTS: u64 = 100_000;
+    const SWEEPS: u64 = 2_000;
+    const TURNS_MAX: u64 = 50_000_000;
     let (ring, device) = attach();
-    let stop = AtomicBool::new(false);
     let mut ring = Some(ring);
     let mut sound = 0_u64;
+    let (stop, sweeps) = (AtomicBool::new(false), AtomicU64::new(0));
     std::thread::scope(|scope| {
-        let hostile = device.clone();
-        let stop = &stop;
-        scope.spawn(move || mutate(&hostile, stop));
-        for turn in 0..30_000_u64 {
-            let mut this = ring.take().unwrap();
-            if turn % 8 == 0 {
-                let _ = device.submit_read(turn, turn % 64, Segments::plain(512));
+        scope.spawn(|| mutate(&device, &stop, &sweeps));
+        for _ in 0..TURNS_MAX {
+            if sound >= REQUESTS && sweeps.load(Ordering::Relaxed) >= SWEEPS {
+                break;
             }
-            this.poll_now().unwrap();
+            let mut this = ring.take().unwrap();
             while let Some(taken) = this.take() {
                 let id = match taken {
                     Ok(request) => {
@@ -226,10 +226,15 @@ fn bytes_that_change_during_processing_never_make_an_unsound_request() {
                     Err(RingFault::Malformed { id, .. }) => id,
                     Err(_) => break,
                 };
+                // Asserts that this is the id that was checked.
                 this.respond(id, STATUS_ERROR);
                 this.push_responses().unwrap();
             }
-            device.completions(|_| {});
+            this.poll_now().unwrap();
+            let (_, rsp_prod) = device.hostile().indices();
+            device
+                .hostile()
+                .write_ring_word(0, rsp_prod.wrapping_add(16));
             ring = Some(if this.is_dead() {
                 this.unmap().unwrap().map().unwrap()
             } else {
@@ -238,23 +243,39 @@ fn bytes_that_change_during_processing_never_make_an_unsound_request() {
         }
         stop.store(true, Ordering::Relaxed);
     });
-    assert!(sound > 0, "the mutator left nothing to check");
+    assert!(sound >= REQUESTS, "{sound} requests");
+    assert!(
+        sweeps.into_inner() >= SWEEPS,
+        "the other processor did not run"
+    );
 }
 
-/// Writes small numbers over the entries, and now and then over the indices, until told to stop.
-fn mutate(device: &blktap_ioctl::sim::SimDevice, stop: &AtomicBool) {
-    let mut random = 0x9E37_79B9_u32;
+/// Rewrites all of the ring's page until told to stop: the entries mostly with what is well-formed and
+/// different each time, so that a second look at one of them sees another request.
+fn mutate(device: &SimDevice, stop: &AtomicBool, sweeps: &AtomicU64) {
+    let mut random = 0x9E37_79B9_7F4A_7C15_u64;
     while !stop.load(Ordering::Relaxed) {
-        for offset in (64..4096).step_by(4) {
-            random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            let [a, b, c, d] = (random >> 4).to_ne_bytes();
-            let word = u32::from_ne_bytes([a & 3, b & 7, c & 1, d & 1]);
-            device.hostile().write_ring_word(offset, word);
+        for index in 0..32 {
+            random = random
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1);
+            let [_, _, _, number, count, op, noise, kind] = random.to_le_bytes();
+            let mut entry = read_entry(u64::from(number % 32));
+            (entry[0], entry[1]) = (op % 2, 1 + count % 11);
+            for segment in 0..11 {
+                entry[29 + 8 * segment] = noise % 8;
+            }
+            if kind < 16 {
+                entry[usize::from(noise) % ENTRY_SIZE] = kind << 4;
+            }
+            device.hostile().write_entry(index, &entry);
         }
-        let (req_prod, _) = device.hostile().indices();
-        let step = if random & 0x100 == 0 { random } else { 1 };
-        device.hostile().set_req_prod(req_prod.wrapping_add(step));
-        device.hostile().set_message(random.to_ne_bytes()[1] & 3);
-        device.hostile().write_ring_word(4, random);
+        let [message, event, kill, ..] = random.to_le_bytes();
+        device.hostile().write_ring_word(16, u32::from(message & 3));
+        device.hostile().write_ring_word(4, u32::from(event));
+        if kill == 0 {
+            device.hostile().write_ring_word(0, u32::from(event) << 16);
+        }
+        sweeps.fetch_add(1, Ordering::Relaxed);
     }
 }
