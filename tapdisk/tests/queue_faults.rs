@@ -90,6 +90,15 @@ impl Rig {
         self.ends.push(None);
     }
 
+    /// Pushes an I/O without data.
+    fn push_range(&mut self, op: IoOp, offset: u64, len: u64) {
+        let tag = Tag(self.ios.len() as u64);
+        let io = Io { tag, op, file: self.file, offset, len, segments: &[] };
+        self.queue.push(&self.memory, &io);
+        self.ios.push(Pushed { op, offset: 0, segments: Vec::new(), bytes: Vec::new() });
+        self.ends.push(None);
+    }
+
     fn reap(&mut self) {
         self.queue.reap(|end| {
             let tag = usize::try_from(end.tag.0).unwrap();
@@ -402,6 +411,30 @@ fn a_sync_that_fails_fails_the_durable_write() {
 }
 
 #[test]
+fn a_file_without_holes_is_trimmed_in_vain_and_zeroed_another_way() {
+    let unknown = Fault::Error(Errno::EOPNOTSUPP);
+    let run = |op, faults: &[(u64, Fault)]| {
+        let mut rig = Rig::new(2, 1);
+        rig.push_range(op, 4096, 8192);
+        for (number, fault) in faults {
+            rig.queue.sim().unwrap().inject(*number, *fault);
+        }
+        rig.run(false);
+        (rig.ends[0].unwrap(), rig.queue.sim().unwrap().accepted())
+    };
+    let zeroes = |may_punch, durable| IoOp::WriteZeroes { may_punch, durable };
+    let failed = Status::Failed(Errno::EOPNOTSUPP);
+    assert_eq!(run(IoOp::Trim, &[(0, unknown)]), (Status::Done, 1));
+    let eio = Fault::Error(Errno::EIO);
+    assert_eq!(run(IoOp::Trim, &[(0, eio)]), (Status::Failed(Errno::EIO), 1));
+    assert_eq!(run(zeroes(true, false), &[(0, unknown)]), (Status::Done, 2));
+    assert_eq!(run(zeroes(true, true), &[(0, unknown)]), (Status::Done, 3));
+    assert_eq!(run(zeroes(true, true), &[(0, unknown), (1, unknown)]), (failed, 2));
+    assert_eq!(run(zeroes(false, false), &[(0, unknown)]), (failed, 1));
+    assert_eq!(run(zeroes(false, true), &[(1, eio)]), (Status::Failed(Errno::EIO), 2));
+}
+
+#[test]
 fn a_power_cut_keeps_what_was_flushed_and_never_invents_bytes() {
     for seed in 0..200 {
         let mut rig = Rig::new(8, 1);
@@ -409,12 +442,7 @@ fn a_power_cut_keeps_what_was_flushed_and_never_invents_bytes() {
         rig.file = rig.queue.add_file(file()).unwrap();
         rig.push(WRITE, 0, &[2048]);
         rig.run(false);
-        let flush =
-            Io { tag: Tag(1), op: IoOp::Flush, file: rig.file, offset: 0, len: 0, segments: &[] };
-        rig.queue.push(&rig.memory, &flush);
-        let bytes = Vec::new();
-        rig.ios.push(Pushed { op: IoOp::Flush, offset: 0, segments: Vec::new(), bytes });
-        rig.ends.push(None);
+        rig.push_range(IoOp::Flush, 0, 0);
         rig.run(false);
         rig.push(DURABLE, 4096, &[1024]);
         rig.push(WRITE, 8192, &[2048]);

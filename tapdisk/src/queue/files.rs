@@ -41,8 +41,9 @@ impl Files {
     }
 
     pub(super) fn remove(&mut self, id: FileId) {
-        let slot = self.slots[usize::from(id.0)].take().expect("only a file that was added");
+        let slot = self.slot(id);
         assert!(slot.in_flight == 0, "{} I/Os on a file that is removed", slot.in_flight);
+        self.slots[usize::from(id.0)] = None;
     }
 
     pub(super) fn count(&self) -> usize {

@@ -284,6 +284,9 @@ impl Queue {
     /// Registers the one event that tells of completions. Nobody needs to read it: every completion
     /// signals anew, and epoll waits for edges.
     ///
+    /// With io_uring a wait may also end with EINTR when an I/O ends (the kernel interrupts the thread
+    /// to finish it): that is a reason to reap like the event.
+    ///
     /// # Errors
     /// What epoll says.
     pub fn register(&mut self, registry: &Registry, token: mio::Token) -> io::Result<()> {
