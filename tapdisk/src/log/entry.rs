@@ -35,22 +35,12 @@ impl Entry {
         let _ = record.kv().serialize(record, &mut fields);
         let _ = values.serialize(record, &mut fields);
         let message = bounded(record.msg());
-        Self {
-            time,
-            level: record.level(),
-            message,
-            fields: fields.0,
-        }
+        Self { time, level: record.level(), message, fields: fields.0 }
     }
 
     /// A line of the log about itself.
     pub(super) fn own(level: Level, message: String) -> Self {
-        Self {
-            time: SystemTime::now(),
-            level,
-            message,
-            fields: Vec::new(),
-        }
+        Self { time: SystemTime::now(), level, message, fields: Vec::new() }
     }
 }
 
@@ -61,10 +51,7 @@ impl Serializer for Fields {
         if self.0.len() == FIELDS_MAX {
             return Err(slog::Error::Other);
         }
-        self.0.push(Field {
-            key,
-            value: bounded(value),
-        });
+        self.0.push(Field { key, value: bounded(value) });
         Ok(())
     }
 }
@@ -77,19 +64,13 @@ impl Write for Bounded {
         let room = TEXT_MAX - self.0.len();
         self.0.push_str(head(text, room));
         // An error ends the formatting: what comes after would be thrown away.
-        if text.len() > room {
-            Err(fmt::Error)
-        } else {
-            Ok(())
-        }
+        if text.len() > room { Err(fmt::Error) } else { Ok(()) }
     }
 }
 
 /// The longest start of `text` that is at most `len` bytes long and ends between characters.
 pub(super) fn head(text: &str, len: usize) -> &str {
-    let end = (0..=len.min(text.len()))
-        .rev()
-        .find(|end| text.is_char_boundary(*end));
+    let end = (0..=len.min(text.len())).rev().find(|end| text.is_char_boundary(*end));
     &text[..end.unwrap_or(0)]
 }
 
@@ -117,9 +98,7 @@ mod tests {
     fn there_are_at_most_so_many_fields() {
         let mut fields = Fields(Vec::new());
         for index in 0..FIELDS_MAX {
-            fields
-                .emit_arguments("key", &format_args!("{index}"))
-                .unwrap();
+            fields.emit_arguments("key", &format_args!("{index}")).unwrap();
         }
         assert!(fields.emit_arguments("key", &format_args!("x")).is_err());
         assert_eq!(fields.0.len(), FIELDS_MAX);

@@ -14,9 +14,8 @@ use crate::process::LocalTime;
 /// The longest line, in bytes: what common syslog daemons take.
 pub(super) const LINE_MAX: usize = 8192;
 
-const MONTHS: [&str; 12] = [
-    "Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec",
-];
+const MONTHS: [&str; 12] =
+    ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
 
 /// The severity of syslog.
 pub(super) fn severity(level: Level) -> u8 {
@@ -92,11 +91,8 @@ pub(super) fn push_utc(line: &mut String, time: SystemTime) {
     let (year, month, day) = civil(seconds / 86_400);
     let (hour, minute, second) = (seconds / 3600 % 24, seconds / 60 % 60, seconds % 60);
     let micros = elapsed.subsec_micros();
-    write!(
-        line,
-        "{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{micros:06}Z"
-    )
-    .expect("a String takes all");
+    write!(line, "{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{micros:06}Z")
+        .expect("a String takes all");
 }
 
 /// The year, month (1 to 12) and day of the Gregorian calendar, so many days after 1970-01-01.
@@ -109,24 +105,14 @@ fn civil(days: u64) -> (u64, u64, u64) {
     // Months from March on have 153 days in every five.
     let from_march = (5 * of_year + 2) / 153;
     let day = of_year - (153 * from_march + 2) / 5 + 1;
-    let month = if from_march < 10 {
-        from_march + 3
-    } else {
-        from_march - 9
-    };
+    let month = if from_march < 10 { from_march + 3 } else { from_march - 9 };
     (era * 400 + of_era_year + u64::from(month <= 2), month, day)
 }
 
 /// `Nov  3 02:39:58`, the time of RFC 3164.
 pub(super) fn push_rfc3164(line: &mut String, time: &LocalTime) {
     let month = MONTHS.get(usize::from(time.month)).unwrap_or(&"Jan");
-    let LocalTime {
-        day,
-        hour,
-        minute,
-        second,
-        ..
-    } = time;
+    let LocalTime { day, hour, minute, second, .. } = time;
     write!(line, "{month} {day:>2} {hour:02}:{minute:02}:{second:02}").expect("a String takes all");
 }
 
@@ -138,16 +124,9 @@ mod tests {
     use std::time::Duration;
 
     fn text(message: &str, value: &str) -> String {
-        let fields = vec![Field {
-            key: "path",
-            value: value.to_string(),
-        }];
-        let entry = Entry {
-            time: UNIX_EPOCH,
-            level: Level::Info,
-            message: message.to_string(),
-            fields,
-        };
+        let fields = vec![Field { key: "path", value: value.to_string() }];
+        let entry =
+            Entry { time: UNIX_EPOCH, level: Level::Info, message: message.to_string(), fields };
         let mut line = String::new();
         push_text(&mut line, &entry);
         line
@@ -216,13 +195,7 @@ mod tests {
         assert_eq!(utc(0, 0), "1970-01-01T00:00:00.000000Z");
         assert_eq!(utc(951_782_400, 7), "2000-02-29T00:00:00.000007Z");
         assert_eq!(utc(1_795_401_598, 123_456), "2026-11-23T02:39:58.123456Z");
-        let time = LocalTime {
-            month: 10,
-            day: 3,
-            hour: 2,
-            minute: 39,
-            second: 58,
-        };
+        let time = LocalTime { month: 10, day: 3, hour: 2, minute: 39, second: 58 };
         let mut line = String::new();
         push_rfc3164(&mut line, &time);
         assert_eq!(line, "Nov  3 02:39:58");

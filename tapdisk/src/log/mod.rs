@@ -145,21 +145,10 @@ impl Log {
         let writer = Writer::new(sink, receiver, Arc::clone(&shared), queue_len, end);
         let builder = std::thread::Builder::new().name("tapdisk-log".to_string());
         builder.spawn(move || writer.run())?;
-        let handle = LogHandle {
-            queue: sender.clone(),
-            shared: Arc::clone(&shared),
-        };
-        let drain = QueueDrain {
-            queue: sender,
-            shared,
-            level,
-        };
+        let handle = LogHandle { queue: sender.clone(), shared: Arc::clone(&shared) };
+        let drain = QueueDrain { queue: sender, shared, level };
         let logger = Logger::root(drain, slog::o!());
-        Ok(Self {
-            logger,
-            handle,
-            ended,
-        })
+        Ok(Self { logger, handle, ended })
     }
 
     /// Where to log.

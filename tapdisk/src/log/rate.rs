@@ -32,11 +32,7 @@ impl RateLimit {
     /// No message yet.
     #[must_use]
     pub const fn new() -> Self {
-        Self {
-            end: Now(0),
-            admitted: 0,
-            suppressed: 0,
-        }
+        Self { end: Now(0), admitted: 0, suppressed: 0 }
     }
 
     /// Whether a message may be logged at `now`; if so, how many were not since the last one that

@@ -75,18 +75,9 @@ fn gated(queue_len: usize) -> Gated {
     let (arrived_sender, arrived) = channel();
     let (gate, gate_receiver) = channel();
     let lines = Arc::new(Mutex::new(Vec::new()));
-    let sink = Gate {
-        arrived: arrived_sender,
-        gate: gate_receiver,
-        lines: Arc::clone(&lines),
-    };
+    let sink = Gate { arrived: arrived_sender, gate: gate_receiver, lines: Arc::clone(&lines) };
     let log = Log::with_sink(Box::new(sink), Level::Info, queue_len).unwrap();
-    Gated {
-        log,
-        arrived,
-        gate,
-        lines,
-    }
+    Gated { log, arrived, gate, lines }
 }
 
 fn receive(socket: &UnixDatagram) -> String {
@@ -101,12 +92,7 @@ fn own_file(scratch: &Scratch) -> PathBuf {
 
 #[test]
 fn a_full_queue_drops_counts_and_says_so_while_the_sink_hangs() {
-    let Gated {
-        log,
-        arrived,
-        gate,
-        lines,
-    } = gated(4);
+    let Gated { log, arrived, gate, lines } = gated(4);
     slog::info!(log.logger(), "0");
     arrived.recv().unwrap();
     for index in 1..=7 {
@@ -123,14 +109,10 @@ fn a_full_queue_drops_counts_and_says_so_while_the_sink_hangs() {
 
 #[test]
 fn the_end_does_not_wait_for_a_sink_that_hangs() {
-    let Gated {
-        log, arrived, gate, ..
-    } = gated(4);
+    let Gated { log, arrived, gate, .. } = gated(4);
     slog::info!(log.logger(), "0");
     arrived.recv().unwrap();
-    let error = log
-        .finish_within(true, Duration::from_millis(1))
-        .unwrap_err();
+    let error = log.finish_within(true, Duration::from_millis(1)).unwrap_err();
     assert_eq!(error.kind(), io::ErrorKind::TimedOut);
     drop(gate);
 }
@@ -147,12 +129,7 @@ fn what_is_logged_after_the_end_is_counted() {
 
 #[test]
 fn a_reopen_that_fails_is_told_in_the_log_even_when_nothing_else_is() {
-    let Gated {
-        log,
-        arrived,
-        gate,
-        lines,
-    } = gated(4);
+    let Gated { log, arrived, gate, lines } = gated(4);
     drop(gate);
     log.handle().reopen();
     arrived.recv().unwrap();
@@ -163,9 +140,7 @@ fn a_reopen_that_fails_is_told_in_the_log_even_when_nothing_else_is() {
 
 #[test]
 fn what_is_less_severe_than_the_level_is_not_logged() {
-    let Gated {
-        log, gate, lines, ..
-    } = gated(4);
+    let Gated { log, gate, lines, .. } = gated(4);
     drop(gate);
     slog::debug!(log.logger(), "debug");
     slog::warn!(log.logger(), "warning");
@@ -194,10 +169,7 @@ fn syslog_is_next_when_there_is_no_journal() {
     slog::error!(log.logger(), "Failed"; "path" => "a\nb");
     let line = receive(&syslog);
     assert!(line.starts_with("<27>"), "{line}");
-    assert!(
-        line.ends_with(" tapdisk[42]: Failed path=\"a\\nb\""),
-        "{line}"
-    );
+    assert!(line.ends_with(" tapdisk[42]: Failed path=\"a\\nb\""), "{line}");
     log.finish(true).unwrap();
     assert!(!own_file(&scratch).exists());
 }
@@ -237,10 +209,7 @@ fn a_file_that_was_named_is_appended_to_and_stays() {
     slog::info!(log.logger(), "after");
     log.finish(true).unwrap();
     let text = std::fs::read_to_string(&path).unwrap();
-    assert!(
-        text.starts_with("before\n") && text.ends_with(" INFO after\n"),
-        "{text}"
-    );
+    assert!(text.starts_with("before\n") && text.ends_with(" INFO after\n"), "{text}");
 }
 
 #[test]
@@ -260,10 +229,7 @@ fn a_file_that_cannot_be_opened_is_an_error_that_names_it() {
     let scratch = Scratch::new();
     let path = scratch.path("missing/log");
     let error = Log::start(&scratch.config(Target::File(Some(path)))).unwrap_err();
-    assert!(
-        error.to_string().contains("missing/log: No such file"),
-        "{error}"
-    );
+    assert!(error.to_string().contains("missing/log: No such file"), "{error}");
 }
 
 #[test]
@@ -277,9 +243,6 @@ fn the_option_names_its_choices() {
     assert_eq!("file:/var/log/x:y".parse(), Ok(Target::File(Some(path))));
     for wrong in ["", "file:", "Syslog", "journal"] {
         let error = wrong.parse::<Target>().unwrap_err();
-        assert!(
-            error.contains(&format!("{wrong:?}, expected journald")),
-            "{error}"
-        );
+        assert!(error.contains(&format!("{wrong:?}, expected journald")), "{error}");
     }
 }

@@ -82,15 +82,7 @@ impl Writer {
         queue_len: usize,
         end: Sender<()>,
     ) -> Self {
-        Self {
-            sink,
-            queue,
-            shared,
-            queue_len,
-            reported: 0,
-            written: 0,
-            _end: end,
-        }
+        Self { sink, queue, shared, queue_len, reported: 0, written: 0, _end: end }
     }
 
     /// Until it is asked to end, or nobody is left who could log.
@@ -161,10 +153,7 @@ impl Writer {
         let missing = dropped - self.reported;
         if missing > 0 {
             self.reported = dropped;
-            self.write(&Entry::own(
-                Level::Warning,
-                format!("{missing} messages dropped"),
-            ));
+            self.write(&Entry::own(Level::Warning, format!("{missing} messages dropped")));
         }
     }
 }

@@ -65,11 +65,7 @@ impl Launch {
 }
 
 fn status_of(error: &io::Error) -> u8 {
-    error
-        .raw_os_error()
-        .and_then(|errno| u8::try_from(errno).ok())
-        .unwrap_or(STATUS_DIED)
-        .max(1)
+    error.raw_os_error().and_then(|errno| u8::try_from(errno).ok()).unwrap_or(STATUS_DIED).max(1)
 }
 
 /// Stays in the foreground.
@@ -77,10 +73,7 @@ fn status_of(error: &io::Error) -> u8 {
 /// # Errors
 /// What dup says.
 pub fn foreground() -> io::Result<Launch> {
-    Ok(Launch {
-        stdout: duplicate_stdout()?,
-        parent: None,
-    })
+    Ok(Launch { stdout: duplicate_stdout()?, parent: None })
 }
 
 /// Goes into the background: only the daemon returns from this, in a session of its own, at `/`,
@@ -99,10 +92,7 @@ pub fn daemonise(mask: &SignalMask) -> io::Result<Launch> {
         sys::exit_now(await_status(reader));
     }
     drop(reader);
-    let launch = Launch {
-        stdout,
-        parent: Some(writer),
-    };
+    let launch = Launch { stdout, parent: Some(writer) };
     match detach() {
         Ok(()) => Ok(launch),
         Err(error) => {
@@ -122,10 +112,7 @@ fn await_status(mut reader: PipeReader) -> u8 {
 fn detach() -> io::Result<()> {
     setsid()?;
     chdir("/")?;
-    let null = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open("/dev/null")?;
+    let null = OpenOptions::new().read(true).write(true).open("/dev/null")?;
     dup2_stdin(&null)?;
     dup2_stdout(&null)?;
     dup2_stderr(&null)?;

@@ -43,29 +43,14 @@ pub fn raise_limits() -> Vec<Warning> {
             warnings.push(Warning { what, errno });
         }
     };
-    attempt(
-        "raise RLIMIT_MEMLOCK to infinity",
-        raise(Resource::RLIMIT_MEMLOCK),
-    );
-    attempt(
-        "lock the memory mapped so far",
-        mlockall(MlockAllFlags::MCL_CURRENT),
-    );
+    attempt("raise RLIMIT_MEMLOCK to infinity", raise(Resource::RLIMIT_MEMLOCK));
+    attempt("lock the memory mapped so far", mlockall(MlockAllFlags::MCL_CURRENT));
     if is_infinite(Resource::RLIMIT_MEMLOCK) {
         let on_fault = MlockAllFlags::from_bits_retain(libc::MCL_ONFAULT);
-        attempt(
-            "lock the memory mapped later",
-            mlockall(MlockAllFlags::MCL_FUTURE | on_fault),
-        );
+        attempt("lock the memory mapped later", mlockall(MlockAllFlags::MCL_FUTURE | on_fault));
     }
-    attempt(
-        "raise RLIMIT_CORE to infinity",
-        raise(Resource::RLIMIT_CORE),
-    );
-    attempt(
-        "raise RLIMIT_NOFILE to its hard limit",
-        raise_to_hard(Resource::RLIMIT_NOFILE),
-    );
+    attempt("raise RLIMIT_CORE to infinity", raise(Resource::RLIMIT_CORE));
+    attempt("raise RLIMIT_NOFILE to its hard limit", raise_to_hard(Resource::RLIMIT_NOFILE));
     warnings
 }
 
@@ -82,11 +67,7 @@ fn raise(resource: Resource) -> Result<(), Errno> {
     if raised.is_err() {
         raise_to_hard(resource)?;
     }
-    if is_infinite(resource) {
-        Ok(())
-    } else {
-        raised
-    }
+    if is_infinite(resource) { Ok(()) } else { raised }
 }
 
 fn raise_to_hard(resource: Resource) -> Result<(), Errno> {

@@ -112,9 +112,7 @@ impl Signals {
     /// What signalfd says.
     pub fn open(_blocked: &SignalMask) -> io::Result<Self> {
         let flags = SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC;
-        Ok(Self {
-            fd: SignalFd::with_flags(&events(), flags)?,
-        })
+        Ok(Self { fd: SignalFd::with_flags(&events(), flags)? })
     }
 
     /// The next signal; `None` when there is none.
@@ -133,11 +131,7 @@ impl Signals {
             let known = EVENTS.iter().find(|(signal, _)| *signal as i32 == number);
             if let Some((_, event)) = known {
                 let (pid, uid) = (information.ssi_pid, information.ssi_uid);
-                return Ok(Some(Received {
-                    event: *event,
-                    pid,
-                    uid,
-                }));
+                return Ok(Some(Received { event: *event, pid, uid }));
             }
         }
     }

@@ -17,12 +17,7 @@ const CASE: &str = "TAPDISK_TEST_CHILD";
 /// Runs a case of [`child`] in a process of its own, until its standard output is closed by all.
 fn run(case: &str) -> Output {
     Command::new(std::env::current_exe().unwrap())
-        .args([
-            "--exact",
-            "process::tests::child",
-            "--nocapture",
-            "--test-threads=1",
-        ])
+        .args(["--exact", "process::tests::child", "--nocapture", "--test-threads=1"])
         .env(CASE, case)
         .output()
         .unwrap()
@@ -75,26 +70,13 @@ fn child_daemon() {
     let id = nix::unistd::getpid();
     let facts = [
         format!("forked {}", std::process::id() != before),
-        format!(
-            "leads its session {}",
-            nix::unistd::getsid(None).unwrap() == id
-        ),
+        format!("leads its session {}", nix::unistd::getsid(None).unwrap() == id),
         format!("cwd {}", link("/proc/self/cwd")),
-        format!(
-            "streams {} {} {}",
-            link("/dev/fd/0"),
-            link("/dev/fd/1"),
-            link("/dev/fd/2")
-        ),
-        format!(
-            "keeps {}",
-            SigSet::thread_get_mask().unwrap().contains(Signal::SIGUSR1)
-        ),
+        format!("streams {} {} {}", link("/dev/fd/0"), link("/dev/fd/1"), link("/dev/fd/2")),
+        format!("keeps {}", SigSet::thread_get_mask().unwrap().contains(Signal::SIGUSR1)),
     ];
     // The one way out is the line of the control path.
-    launch
-        .ready(Path::new(&format!("child: {}", facts.join("; "))))
-        .unwrap();
+    launch.ready(Path::new(&format!("child: {}", facts.join("; ")))).unwrap();
     sys::exit_now(0);
 }
 
@@ -110,54 +92,28 @@ fn child_close(close: fn(u32) -> std::io::Result<()>) {
         .map(|_| std::os::fd::IntoRawFd::into_raw_fd(File::open("/dev/null").unwrap()))
         .collect();
     close(u32::try_from(leaked[1]).unwrap()).unwrap();
-    let open = |fd| {
-        Path::new(&format!("/proc/self/fd/{fd}"))
-            .symlink_metadata()
-            .is_ok()
-    };
-    println!(
-        "child: {:?}",
-        leaked.iter().map(|fd| open(*fd)).collect::<Vec<_>>()
-    );
+    let open = |fd| Path::new(&format!("/proc/self/fd/{fd}")).symlink_metadata().is_ok();
+    println!("child: {:?}", leaked.iter().map(|fd| open(*fd)).collect::<Vec<_>>());
 }
 
 fn child_limits() {
     let warnings = raise_limits();
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
-    let locked = status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmLck:"))
-        .unwrap();
-    let denied = warnings
-        .iter()
-        .any(|warning| warning.what.starts_with("lock"));
-    println!(
-        "child: locked or denied {}",
-        denied || locked.trim() != "0 kB"
-    );
+    let locked = status.lines().find_map(|line| line.strip_prefix("VmLck:")).unwrap();
+    let denied = warnings.iter().any(|warning| warning.what.starts_with("lock"));
+    println!("child: locked or denied {}", denied || locked.trim() != "0 kB");
     // Locked or not, memory can still be had.
     let arena = crate::memory::Memory::new(64 << 20).unwrap();
     println!("child: arena {}", arena.free_bytes());
     let limits = std::fs::read_to_string("/proc/self/limits").unwrap();
-    let files = limits
-        .lines()
-        .find(|line| line.starts_with("Max open files"))
-        .unwrap();
+    let files = limits.lines().find(|line| line.starts_with("Max open files")).unwrap();
     let mut numbers = files.split_whitespace().skip(3);
-    println!(
-        "child: files at hard limit {}",
-        numbers.next() == numbers.next()
-    );
+    println!("child: files at hard limit {}", numbers.next() == numbers.next());
 }
 
 fn child_io_thread() {
     name_thread("abcdefghijklmnopqrstuvwxyz").unwrap();
-    println!(
-        "child: {}",
-        std::fs::read_to_string("/proc/thread-self/comm")
-            .unwrap()
-            .trim()
-    );
+    println!("child: {}", std::fs::read_to_string("/proc/thread-self/comm").unwrap().trim());
     let warnings = prepare_io_thread();
     let slack = nix::sys::prctl::get_timerslack().unwrap();
     println!("child: slack {slack} or {}", warnings.len());
@@ -197,11 +153,7 @@ fn closes_from_the_first_on_with_and_without_close_range() {
 
 #[test]
 fn limits_are_raised_and_memory_can_still_be_had() {
-    let expected = [
-        "locked or denied true",
-        "arena 67108864",
-        "files at hard limit true",
-    ];
+    let expected = ["locked or denied true", "arena 67108864", "files at hard limit true"];
     assert_eq!(answers(&run("limits")), expected);
 }
 
@@ -219,10 +171,8 @@ fn a_name_with_a_nul_is_refused() {
 
 #[test]
 fn a_warning_says_what_and_why() {
-    let warning = Warning {
-        what: "lock the memory mapped so far",
-        errno: nix::errno::Errno::EPERM,
-    };
+    let warning =
+        Warning { what: "lock the memory mapped so far", errno: nix::errno::Errno::EPERM };
     let text = "Cannot lock the memory mapped so far: Operation not permitted";
     assert_eq!(warning.to_string(), text);
 }
@@ -233,9 +183,7 @@ fn each_signal_becomes_its_event_and_wakes_the_loop() {
     let mask = SignalMask::block().unwrap();
     let mut signals = Signals::open(&mask).unwrap();
     let mut poll = Poll::new().unwrap();
-    poll.registry()
-        .register(&mut signals, Token(5), Interest::READABLE)
-        .unwrap();
+    poll.registry().register(&mut signals, Token(5), Interest::READABLE).unwrap();
     let expected = [
         (Signal::SIGHUP, SignalEvent::ReopenLog),
         (Signal::SIGINT, SignalEvent::Interrupt),
@@ -246,12 +194,8 @@ fn each_signal_becomes_its_event_and_wakes_the_loop() {
     for (signal, event) in expected {
         raise(signal).unwrap();
         let mut events = Events::with_capacity(4);
-        poll.poll(&mut events, Some(Duration::from_secs(10)))
-            .unwrap();
-        assert!(
-            events.iter().any(|event| event.token() == Token(5)),
-            "{signal}"
-        );
+        poll.poll(&mut events, Some(Duration::from_secs(10))).unwrap();
+        assert!(events.iter().any(|event| event.token() == Token(5)), "{signal}");
         let received = signals.receive().unwrap().unwrap();
         assert_eq!((received.event, received.pid), (event, std::process::id()));
         assert_eq!(signals.receive().unwrap(), None);
@@ -269,8 +213,5 @@ fn a_program_that_we_start_can_be_ended() {
     let mut program = Command::new("sleep").arg("10").spawn().unwrap();
     let id = nix::unistd::Pid::from_raw(i32::try_from(program.id()).unwrap());
     nix::sys::signal::kill(id, Signal::SIGTERM).unwrap();
-    assert_eq!(
-        program.wait().unwrap().signal(),
-        Some(Signal::SIGTERM as i32)
-    );
+    assert_eq!(program.wait().unwrap().signal(), Some(Signal::SIGTERM as i32));
 }

@@ -33,17 +33,11 @@ pub fn name_thread(name: &str) -> io::Result<()> {
 pub fn prepare_io_thread() -> Vec<Warning> {
     let mut warnings = Vec::new();
     if let Err(errno) = prctl::set_timerslack(1) {
-        warnings.push(Warning {
-            what: "set the timer slack of an I/O thread",
-            errno,
-        });
+        warnings.push(Warning { what: "set the timer slack of an I/O thread", errno });
     }
     match sys::set_io_flusher() {
         Ok(()) | Err(Errno::EINVAL) => {}
-        Err(errno) => warnings.push(Warning {
-            what: "mark an I/O thread as I/O flusher",
-            errno,
-        }),
+        Err(errno) => warnings.push(Warning { what: "mark an I/O thread as I/O flusher", errno }),
     }
     warnings
 }

@@ -149,9 +149,7 @@ impl DiskCounters {
     /// The reading end.
     #[must_use]
     pub fn reader(&self) -> CountersReader {
-        CountersReader {
-            shared: Arc::clone(&self.shared),
-        }
+        CountersReader { shared: Arc::clone(&self.shared) }
     }
 
     /// A request of `bytes` bytes was taken from a door.
@@ -237,9 +235,7 @@ impl Default for DiskCounters {
 
 impl Shared {
     fn io_errors(&self) -> u64 {
-        self.ops
-            .iter()
-            .fold(0, |sum, op| sum.wrapping_add(op.errors.get()))
+        self.ops.iter().fold(0, |sum, op| sum.wrapping_add(op.errors.get()))
     }
 }
 
@@ -280,13 +276,10 @@ impl CountersReader {
     /// The counters of the image at `layer` (0 is the leaf); zeros from [`LAYERS_MAX`] on.
     #[must_use]
     pub fn image(&self, layer: usize) -> ImageStats {
-        self.shared
-            .images
-            .get(layer)
-            .map_or_else(ImageStats::default, |image| ImageStats {
-                hits: [image.hits[0].get(), image.hits[1].get()],
-                fail: [image.fail[0].get(), image.fail[1].get()],
-            })
+        self.shared.images.get(layer).map_or_else(ImageStats::default, |image| ImageStats {
+            hits: [image.hits[0].get(), image.hits[1].get()],
+            fail: [image.fail[0].get(), image.fail[1].get()],
+        })
     }
 }
 
@@ -362,10 +355,7 @@ mod tests {
         counters.completed(Op::Write, false, MILLISECOND);
         let stats = counters.reader().load();
         assert_eq!(stats.outstanding, 1);
-        assert_eq!(
-            (stats.write.completed, stats.write.errors, stats.io_errors),
-            (1, 1, 1)
-        );
+        assert_eq!((stats.write.completed, stats.write.errors, stats.io_errors), (1, 1, 1));
         assert_eq!(stats.write.ticks_us, 1000);
         assert_eq!(stats.sectors(), [8, 1]);
         assert_eq!(stats.latency[OpClass::Write as usize].count(), 1);
@@ -380,14 +370,7 @@ mod tests {
 
     #[test]
     fn every_op_is_counted_by_itself() {
-        let ops = [
-            Op::Read,
-            Op::Write,
-            Op::Flush,
-            Op::Trim,
-            Op::WriteZeroes,
-            Op::BlockStatus,
-        ];
+        let ops = [Op::Read, Op::Write, Op::Flush, Op::Trim, Op::WriteZeroes, Op::BlockStatus];
         for op in ops {
             let mut counters = DiskCounters::new();
             counters.submitted(op, 512);
@@ -412,13 +395,7 @@ mod tests {
         counters.image_hit(LAYERS_MAX, Op::Read, 1024);
         counters.image_hit(0, Op::Trim, 1024);
         let reader = counters.reader();
-        assert_eq!(
-            reader.image(LAYERS_MAX - 1),
-            ImageStats {
-                hits: [2, 0],
-                fail: [0, 1]
-            }
-        );
+        assert_eq!(reader.image(LAYERS_MAX - 1), ImageStats { hits: [2, 0], fail: [0, 1] });
         assert_eq!(reader.image(LAYERS_MAX), ImageStats::default());
         assert_eq!(reader.image(0), ImageStats::default());
         counters.reset_images();
@@ -442,10 +419,7 @@ mod tests {
         counters.submitted(Op::Trim, 1 << 20);
         counters.completed(Op::Trim, false, MILLISECOND);
         let page = counters.page_values();
-        assert_eq!(
-            (page.read_submitted, page.read_sectors, page.outstanding),
-            (1, 2, 1)
-        );
+        assert_eq!((page.read_submitted, page.read_sectors, page.outstanding), (1, 2, 1));
         assert_eq!((page.write_sectors, page.io_errors), (0, 1));
     }
 }

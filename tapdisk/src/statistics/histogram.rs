@@ -34,15 +34,9 @@ fn index_of(us: u64) -> usize {
 
 /// The first value, in microseconds, above a bucket; none for the last.
 fn upper_of(index: usize) -> Option<u64> {
-    let next = u32::try_from(index + 1)
-        .ok()
-        .filter(|_| index + 1 < BUCKETS)?;
+    let next = u32::try_from(index + 1).ok().filter(|_| index + 1 < BUCKETS)?;
     let (octave, sub) = (next >> SUB_BITS, u64::from(next & 3));
-    Some(if octave == 0 {
-        sub
-    } else {
-        (4 + sub) << (octave - 1)
-    })
+    Some(if octave == 0 { sub } else { (4 + sub) << (octave - 1) })
 }
 
 /// The counts of one class of requests, written by one thread.
@@ -54,19 +48,13 @@ pub(super) struct AtomicHistogram {
 
 impl AtomicHistogram {
     pub(super) fn new() -> Self {
-        Self {
-            counts: [const { AtomicU64::new(0) }; BUCKETS],
-            max_us: AtomicU64::new(0),
-        }
+        Self { counts: [const { AtomicU64::new(0) }; BUCKETS], max_us: AtomicU64::new(0) }
     }
 
     /// Counts one value. By the one writer only: not a read-modify-write.
     pub(super) fn record(&self, us: u64) {
         let count = &self.counts[index_of(us)];
-        count.store(
-            count.load(Ordering::Relaxed).wrapping_add(1),
-            Ordering::Relaxed,
-        );
+        count.store(count.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
         if us > self.max_us.load(Ordering::Relaxed) {
             self.max_us.store(us, Ordering::Relaxed);
         }
@@ -93,10 +81,7 @@ impl Histogram {
     /// Nothing counted.
     #[must_use]
     pub const fn new() -> Self {
-        Self {
-            counts: [0; BUCKETS],
-            max_us: 0,
-        }
+        Self { counts: [0; BUCKETS], max_us: 0 }
     }
 
     /// Counts one duration.
@@ -117,9 +102,7 @@ impl Histogram {
     /// How many were counted.
     #[must_use]
     pub fn count(&self) -> u64 {
-        self.counts
-            .iter()
-            .fold(0, |sum, count| sum.saturating_add(*count))
+        self.counts.iter().fold(0, |sum, count| sum.saturating_add(*count))
     }
 
     /// The longest, in microseconds; 0 when there is none.
@@ -153,16 +136,9 @@ impl Histogram {
     /// and its count. The last bucket has no end of its own: there it is the first value above all
     /// that were counted.
     pub fn buckets(&self) -> impl Iterator<Item = (u64, u64)> {
-        self.counts
-            .iter()
-            .enumerate()
-            .filter(|(_, count)| **count > 0)
-            .map(|(index, count)| {
-                (
-                    upper_of(index).unwrap_or_else(|| self.max_us.saturating_add(1)),
-                    *count,
-                )
-            })
+        self.counts.iter().enumerate().filter(|(_, count)| **count > 0).map(|(index, count)| {
+            (upper_of(index).unwrap_or_else(|| self.max_us.saturating_add(1)), *count)
+        })
     }
 }
 
@@ -174,10 +150,7 @@ impl Default for Histogram {
 
 /// In whole microseconds, rounded down.
 pub(super) fn microseconds(duration: Duration) -> u64 {
-    duration
-        .as_secs()
-        .saturating_mul(1_000_000)
-        .saturating_add(u64::from(duration.subsec_micros()))
+    duration.as_secs().saturating_mul(1_000_000).saturating_add(u64::from(duration.subsec_micros()))
 }
 
 #[cfg(test)]

@@ -101,9 +101,7 @@ impl Json {
     }
 
     fn format(&mut self, arguments: std::fmt::Arguments<'_>) {
-        self.out
-            .write_fmt(arguments)
-            .expect("writing to a String does not fail");
+        self.out.write_fmt(arguments).expect("writing to a String does not fail");
     }
 }
 
@@ -126,10 +124,7 @@ mod tests {
             json.key("d").null();
         });
         let text = json.into_string();
-        assert_eq!(
-            text,
-            r#"{ "a": 1, "b": [ [ 2, 3 ], {  }, "x" ], "c": [  ], "d": null }"#
-        );
+        assert_eq!(text, r#"{ "a": 1, "b": [ [ 2, 3 ], {  }, "x" ], "c": [  ], "d": null }"#);
     }
 
     proptest! {

@@ -21,7 +21,7 @@ pub use counters::{
 };
 pub use histogram::Histogram;
 pub use json::Json;
-pub use page::{PAGE_VERSION, PageKind, PageValues, StatsDirectory, StatsPage};
+pub use page::{PageKind, PageValues, StatsDirectory, StatsPage};
 pub use report::{
     DriverStatus, ImageView, NbdView, QueueView, StatsView, TapView, stats_json, stats_json_all,
 };

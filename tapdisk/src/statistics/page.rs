@@ -1,13 +1,7 @@
 //! Counters in `/dev/shm`, for other programs: xcp-rrdd, xentop.
 //!
-//! A room with `unsafe`. Each file is one page that starts with blktap's `struct stats`,
-//! host-endian:
-//!
-//! ```text
-//!   u32 version @0 (1)     u64 oo_reqs @8      u64 io_errors @80    u64 flags @88
-//!   u64 read:  submitted @16  completed @24  sectors @32  ticks (us) @40
-//!   u64 write: submitted @48  completed @56  sectors @64  ticks (us) @72
-//! ```
+//! A room with `unsafe`. Each file is one page that starts with blktap's `struct stats`; its layout
+//! is written down in [`tapdisk_control::statistics`], where the reading side is.
 //!
 //! ```text
 //!   td3-<pid>/            0700, ours
@@ -36,20 +30,9 @@ use nix::errno::Errno;
 use nix::fcntl::{OFlag, open, openat, posix_fallocate};
 use nix::sys::stat::{Mode, fchmod, fstat};
 use nix::unistd::{UnlinkatFlags, geteuid, mkdir, unlinkat};
-
-/// The version of the layout that readers check for.
-pub const PAGE_VERSION: u32 = 1;
-
-/// Bytes of a file: one page, whatever the layout needs of it.
-const FILE_SIZE: usize = 4096;
-
-/// Bytes of `struct stats`.
-const STATS_SIZE: usize = 96;
-
-/// The fields after the version, in the order of the layout: field `n` is at 8 + 8 n.
-const FIELDS: usize = STATS_SIZE / 8 - 1;
-
-const _: () = assert!(FIELDS == 11 && STATS_SIZE <= FILE_SIZE);
+use tapdisk_control::statistics::{
+    Counter, STATISTICS_FILE_SIZE, STATISTICS_SIZE, STATISTICS_VERSION, VERSION_AT,
+};
 
 /// Whose counters a page shows: the start of its file's name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,20 +84,20 @@ pub struct PageValues {
 }
 
 impl PageValues {
-    fn fields(&self) -> [u64; FIELDS] {
-        [
-            self.outstanding,
-            self.read_submitted,
-            self.read_completed,
-            self.read_sectors,
-            self.read_ticks_us,
-            self.write_submitted,
-            self.write_completed,
-            self.write_sectors,
-            self.write_ticks_us,
-            self.io_errors,
-            self.flags,
-        ]
+    fn get(&self, counter: Counter) -> u64 {
+        match counter {
+            Counter::Outstanding => self.outstanding,
+            Counter::ReadsSubmitted => self.read_submitted,
+            Counter::ReadsCompleted => self.read_completed,
+            Counter::ReadSectors => self.read_sectors,
+            Counter::ReadTicksUs => self.read_ticks_us,
+            Counter::WritesSubmitted => self.write_submitted,
+            Counter::WritesCompleted => self.write_completed,
+            Counter::WriteSectors => self.write_sectors,
+            Counter::WriteTicksUs => self.write_ticks_us,
+            Counter::IoErrors => self.io_errors,
+            Counter::Flags => self.flags,
+        }
     }
 }
 
@@ -153,12 +136,8 @@ impl StatsDirectory {
         }
         let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         let fd = open(&path, flags, Mode::empty()).map_err(|errno| with_path(errno.into()))?;
-        check_and_close(&fd)
-            .and_then(|()| empty(&fd, &path))
-            .map_err(with_path)?;
-        Ok(Self {
-            directory: Arc::new(Directory { fd, path }),
-        })
+        check_and_close(&fd).and_then(|()| empty(&fd, &path)).map_err(with_path)?;
+        Ok(Self { directory: Arc::new(Directory { fd, path }) })
     }
 
     /// Makes the page of a disk or door.
@@ -173,10 +152,7 @@ impl StatsDirectory {
 
 impl fmt::Debug for Directory {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter
-            .debug_tuple("Directory")
-            .field(&self.path)
-            .finish()
+        formatter.debug_tuple("Directory").field(&self.path).finish()
     }
 }
 
@@ -237,43 +213,38 @@ impl StatsPage {
                 return Err(error);
             }
         };
-        let page = Self {
-            mapping,
-            name,
-            directory: Arc::clone(directory),
-        };
+        let page = Self { mapping, name, directory: Arc::clone(directory) };
         // The version is a u32, padding follows: as one field of 8 bytes.
         let mut version = [0; 8];
-        version[..4].copy_from_slice(&PAGE_VERSION.to_ne_bytes());
-        page.field(0)
-            .store(u64::from_ne_bytes(version), Ordering::Relaxed);
+        version[..4].copy_from_slice(&STATISTICS_VERSION.to_ne_bytes());
+        page.field(VERSION_AT).store(u64::from_ne_bytes(version), Ordering::Relaxed);
         Ok(page)
     }
 
     /// Shows `values`. Eleven stores: cheap enough for every turn of the loop.
     pub fn publish(&mut self, values: &PageValues) {
-        for (index, value) in values.fields().into_iter().enumerate() {
-            self.field(1 + index).store(value, Ordering::Relaxed);
+        for counter in Counter::ALL {
+            self.field(counter.offset()).store(values.get(counter), Ordering::Relaxed);
         }
     }
 
-    /// The 8 bytes at 8 times `index`.
-    fn field(&self, index: usize) -> &AtomicU64 {
-        assert!(index <= FIELDS, "field {index} is not one of the layout's");
+    /// The 8 bytes at `offset`.
+    fn field(&self, offset: usize) -> &AtomicU64 {
+        assert!(offset.is_multiple_of(8) && offset < STATISTICS_SIZE, "no field at {offset}");
         let base = self.mapping.as_mut_ptr();
-        // SAFETY: 8 * index is below 96 (checked above), and the mapping is 4096 bytes long.
-        let address = unsafe { base.add(8 * index) };
+        // SAFETY: `offset` is below 96 (checked above), and the mapping is 4096 bytes long.
+        let address = unsafe { base.add(offset) };
         // SAFETY: valid for as long as `self`, which owns the mapping (and the file cannot shrink
         // under it: mode 0600 in our directory of mode 0700); aligned, because a mapping starts on
-        // a page; every access of this process is atomic, because this function is the only way to
-        // it.
+        // a page and `offset` is a multiple of 8; every access of this process is atomic, because
+        // this function is the only way to it.
         unsafe { AtomicU64::from_ptr(address.cast()) }
     }
 }
 
 /// Gives the file its page and maps it.
 fn map(file: &OwnedFd) -> io::Result<MmapRaw> {
-    let size = libc::off_t::try_from(FILE_SIZE).expect("one page");
+    let size = libc::off_t::try_from(STATISTICS_FILE_SIZE).expect("one page");
     loop {
         match posix_fallocate(file, 0, size) {
             Ok(()) => break,
@@ -281,7 +252,7 @@ fn map(file: &OwnedFd) -> io::Result<MmapRaw> {
             Err(errno) => return Err(errno.into()),
         }
     }
-    MmapOptions::new().len(FILE_SIZE).map_raw(file)
+    MmapOptions::new().len(STATISTICS_FILE_SIZE).map_raw(file)
 }
 
 impl Drop for StatsPage {
@@ -405,11 +376,7 @@ mod tests {
         let mut page = directory.page(PageKind::Vdi, 3).unwrap();
         page.publish(&PageValues::default());
         assert_eq!(fs::read(&victim).unwrap(), b"precious");
-        assert!(
-            fs::symlink_metadata(scratch.0.join("td3-9/vdi-3"))
-                .unwrap()
-                .is_file()
-        );
+        assert!(fs::symlink_metadata(scratch.0.join("td3-9/vdi-3")).unwrap().is_file());
     }
 
     #[test]
@@ -427,9 +394,6 @@ mod tests {
     #[test]
     fn a_missing_shm_is_an_error_that_names_it() {
         let error = StatsDirectory::create(Path::new("/nonexistent/shm"), 5).unwrap_err();
-        assert!(
-            error.to_string().contains("/nonexistent/shm/td3-5"),
-            "{error}"
-        );
+        assert!(error.to_string().contains("/nonexistent/shm/td3-5"), "{error}");
     }
 }

@@ -123,17 +123,12 @@ fn write_established(json: &mut Json, view: &StatsView<'_>) {
     json.key("name").string(view.name.unwrap_or("(null)"));
     json.key("secs").numbers(&view.disk.sectors());
     json.key("images").array(|json| {
-        view.images
-            .iter()
-            .for_each(|image| write_image(json, image));
+        view.images.iter().for_each(|image| write_image(json, image));
     });
-    json.key("FIXME_enospc_redirect_count")
-        .number(view.enospc_redirects);
-    json.key("nbd_mirror_failed")
-        .number(u64::from(view.nbd_mirror_failed));
+    json.key("FIXME_enospc_redirect_count").number(view.enospc_redirects);
+    json.key("nbd_mirror_failed").number(u64::from(view.nbd_mirror_failed));
     json.key("reqs_outstanding").number(view.disk.outstanding);
-    json.key("read_caching")
-        .string(if view.read_caching { "true" } else { "false" });
+    json.key("read_caching").string(if view.read_caching { "true" } else { "false" });
 }
 
 fn write_image(json: &mut Json, image: &ImageView<'_>) {
@@ -163,9 +158,7 @@ fn write_own(json: &mut Json, view: &StatsView<'_>) {
     json.key("latency_us").object(|json| {
         for (class, histogram) in OpClass::ALL.iter().zip(&view.disk.latency) {
             json.key(class.name()).array(|json| {
-                histogram
-                    .buckets()
-                    .for_each(|(upper, count)| json.numbers(&[upper, count]));
+                histogram.buckets().for_each(|(upper, count)| json.numbers(&[upper, count]));
             });
         }
     });
@@ -231,13 +224,7 @@ mod tests {
 
     fn vhd(name: &str) -> ImageView<'_> {
         let stats = ImageStats::default();
-        ImageView {
-            name,
-            driver_type: 4,
-            driver: "vhd",
-            stats,
-            status: DriverStatus::None,
-        }
+        ImageView { name, driver_type: 4, driver: "vhd", stats, status: DriverStatus::None }
     }
 
     fn established(view: &StatsView<'_>) -> String {
@@ -251,22 +238,12 @@ mod tests {
         let disk = DiskStats::default();
         let closed = view(&disk);
         assert_eq!(established(&closed), format!("{CLOSED}{TAIL}"));
-        let paused = StatsView {
-            name: Some("vhd:/d/a.vhd"),
-            ..closed
-        };
+        let paused = StatsView { name: Some("vhd:/d/a.vhd"), ..closed };
         assert_eq!(established(&paused), format!("{PAUSED}{TAIL}"));
         let images = ["/d/b.vhd", "/d/a.vhd"].map(vhd);
-        let chain = StatsView {
-            name: Some("vhd:/d/b.vhd"),
-            images: &images,
-            ..closed
-        };
+        let chain = StatsView { name: Some("vhd:/d/b.vhd"), images: &images, ..closed };
         assert_eq!(established(&chain), format!("{CHAIN}{TAIL}"));
-        let caching = StatsView {
-            read_caching: true,
-            ..chain
-        };
+        let caching = StatsView { read_caching: true, ..chain };
         let tail = TAIL.replace("false", "true");
         assert_eq!(established(&caching), format!("{CHAIN}{tail}"));
     }
@@ -276,9 +253,7 @@ mod tests {
         let disk = DiskStats::default();
         let document = stats_json(&view(&disk));
         let whole = format!("{CLOSED}{TAIL}");
-        let rest = document
-            .strip_prefix(whole.strip_suffix(" }").unwrap())
-            .unwrap();
+        let rest = document.strip_prefix(whole.strip_suffix(" }").unwrap()).unwrap();
         let own = concat!(
             r#", "latency_us": { "read": [  ], "write": [  ], "#,
             r#""flush": [  ], "other": [  ] }, "retries": 0, "log_dropped": 0 }"#,
@@ -289,20 +264,9 @@ mod tests {
     #[test]
     fn a_raw_image_tells_its_requests() {
         let disk = DiskStats::default();
-        let status = DriverStatus::Requests {
-            max: 352,
-            pending: 7,
-        };
-        let image = ImageView {
-            driver_type: 0,
-            driver: "aio",
-            status,
-            ..vhd("/d/raw")
-        };
-        let document = stats_json(&StatsView {
-            images: &[image],
-            ..view(&disk)
-        });
+        let status = DriverStatus::Requests { max: 352, pending: 7 };
+        let image = ImageView { driver_type: 0, driver: "aio", status, ..vhd("/d/raw") };
+        let document = stats_json(&StatsView { images: &[image], ..view(&disk) });
         let driver = concat!(
             r#""driver": { "type": 0, "name": "aio", "#,
             r#""status": { "reqs": { "max": 352, "pending": 7 } } }"#,
@@ -314,27 +278,10 @@ mod tests {
     fn doors_and_queue_are_shown_when_they_are_there() {
         let mut disk = DiskStats::default();
         disk.latency[1].record(Duration::from_micros(100));
-        let queue = QueueView {
-            engine: "aio",
-            depth: 402,
-            pending: 1,
-            deferred: 0,
-        };
-        let nbd = NbdView {
-            clients: 2,
-            reqs: [5, 4],
-        };
-        let tap = TapView {
-            minor: 3,
-            reqs: [9, 8],
-            kicks: [7, 6],
-        };
-        let all = StatsView {
-            queue: Some(queue),
-            nbd: Some(nbd),
-            tap: Some(tap),
-            ..view(&disk)
-        };
+        let queue = QueueView { engine: "aio", depth: 402, pending: 1, deferred: 0 };
+        let nbd = NbdView { clients: 2, reqs: [5, 4] };
+        let tap = TapView { minor: 3, reqs: [9, 8], kicks: [7, 6] };
+        let all = StatsView { queue: Some(queue), nbd: Some(nbd), tap: Some(tap), ..view(&disk) };
         let value: serde_json::Value = serde_json::from_str(&stats_json(&all)).unwrap();
         assert_eq!(value["latency_us"]["write"], serde_json::json!([[112, 1]]));
         assert_eq!(value["queue"]["depth"], 402);
@@ -346,10 +293,7 @@ mod tests {
     fn a_hostile_path_stays_inside_its_string() {
         let disk = DiskStats::default();
         let name = "vhd:/d/\", \"reqs_outstanding\": 9, \"x\": \"\n";
-        let document = stats_json(&StatsView {
-            name: Some(name),
-            ..view(&disk)
-        });
+        let document = stats_json(&StatsView { name: Some(name), ..view(&disk) });
         let value: serde_json::Value = serde_json::from_str(&document).unwrap();
         assert_eq!(value["name"], name);
         assert_eq!(value["reqs_outstanding"], 0);
@@ -360,10 +304,7 @@ mod tests {
     fn all_disks_are_a_list() {
         let disk = DiskStats::default();
         let one = stats_json(&view(&disk));
-        assert_eq!(
-            stats_json_all(&[view(&disk), view(&disk)]),
-            format!("[ {one}, {one} ]")
-        );
+        assert_eq!(stats_json_all(&[view(&disk), view(&disk)]), format!("[ {one}, {one} ]"));
         assert_eq!(stats_json_all(&[]), "[  ]");
     }
 }

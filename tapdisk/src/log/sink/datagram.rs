@@ -23,11 +23,7 @@ impl Datagram {
     pub(super) fn open(path: &Path) -> io::Result<Self> {
         let socket = UnixDatagram::unbound()?;
         socket.set_write_timeout(Some(PATIENCE))?;
-        Ok(Self {
-            socket,
-            path: path.to_path_buf(),
-            stuck: false,
-        })
+        Ok(Self { socket, path: path.to_path_buf(), stuck: false })
     }
 
     /// Sends one; says whether it was taken.

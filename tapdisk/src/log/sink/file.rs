@@ -43,14 +43,7 @@ impl LogFile {
     fn new(path: PathBuf, own: bool) -> io::Result<Self> {
         let file = open_file(&path, own)?;
         let buffer = Vec::with_capacity(BUFFER_SIZE);
-        Ok(Self {
-            path,
-            file,
-            buffer,
-            lines: 0,
-            line: String::new(),
-            own,
-        })
+        Ok(Self { path, file, buffer, lines: 0, line: String::new(), own })
     }
 }
 
@@ -127,12 +120,7 @@ mod tests {
 
     fn entry(message: &str) -> Entry {
         let message = message.to_string();
-        Entry {
-            time: UNIX_EPOCH,
-            level: Level::Info,
-            message,
-            fields: Vec::new(),
-        }
+        Entry { time: UNIX_EPOCH, level: Level::Info, message, fields: Vec::new() }
     }
 
     #[test]
@@ -180,19 +168,10 @@ mod tests {
         let mut file = LogFile::create(&directory, 1).unwrap();
         let moved = scratch.path("moved");
         fs::rename(&directory, &moved).unwrap();
-        assert!(
-            file.reopen()
-                .unwrap_err()
-                .to_string()
-                .contains("tapdisk.1.log")
-        );
+        assert!(file.reopen().unwrap_err().to_string().contains("tapdisk.1.log"));
         file.write(&entry("still"));
         assert_eq!(file.flush(), 0);
-        assert!(
-            fs::read_to_string(moved.join("tapdisk.1.log"))
-                .unwrap()
-                .ends_with("still\n")
-        );
+        assert!(fs::read_to_string(moved.join("tapdisk.1.log")).unwrap().ends_with("still\n"));
     }
 
     #[test]
@@ -217,10 +196,7 @@ mod tests {
         symlink(scratch.path("elsewhere"), scratch.path("tapdisk.1.log")).unwrap();
         assert!(LogFile::create(&scratch.path(""), 1).is_err());
         let _file = LogFile::create(&scratch.path(""), 2).unwrap();
-        let mode = fs::metadata(scratch.path("tapdisk.2.log"))
-            .unwrap()
-            .permissions()
-            .mode();
+        let mode = fs::metadata(scratch.path("tapdisk.2.log")).unwrap().permissions().mode();
         assert_eq!(mode & 0o137, 0);
     }
 

@@ -34,12 +34,7 @@ pub(super) struct Journald {
 impl Journald {
     pub(super) fn open(path: &Path, pid: u32) -> io::Result<Self> {
         let datagram = Datagram::open(path)?;
-        Ok(Self {
-            datagram,
-            pid,
-            buffer: Vec::new(),
-            text: String::new(),
-        })
+        Ok(Self { datagram, pid, buffer: Vec::new(), text: String::new() })
     }
 }
 
@@ -81,17 +76,9 @@ fn push_field(buffer: &mut Vec<u8>, name: &str, value: &str) {
 /// `minor` is `TAPDISK_MINOR`: capital letters, digits and underscores are what a name may have.
 fn name_of(key: &str) -> String {
     let allowed = |character: char| {
-        if character.is_ascii_alphanumeric() {
-            character.to_ascii_uppercase()
-        } else {
-            '_'
-        }
+        if character.is_ascii_alphanumeric() { character.to_ascii_uppercase() } else { '_' }
     };
-    PREFIX
-        .chars()
-        .chain(key.chars().map(allowed))
-        .take(NAME_MAX)
-        .collect()
+    PREFIX.chars().chain(key.chars().map(allowed)).take(NAME_MAX).collect()
 }
 
 #[cfg(test)]
@@ -104,21 +91,11 @@ mod tests {
     #[test]
     fn a_value_with_a_newline_is_framed_by_its_length() {
         let fields = vec![
-            Field {
-                key: "minor",
-                value: "3".to_string(),
-            },
-            Field {
-                key: "path",
-                value: "a\nMESSAGE=forged".to_string(),
-            },
+            Field { key: "minor", value: "3".to_string() },
+            Field { key: "path", value: "a\nMESSAGE=forged".to_string() },
         ];
-        let entry = Entry {
-            time: UNIX_EPOCH,
-            level: Level::Error,
-            message: "Failed".to_string(),
-            fields,
-        };
+        let entry =
+            Entry { time: UNIX_EPOCH, level: Level::Error, message: "Failed".to_string(), fields };
         let mut buffer = Vec::new();
         encode(&mut buffer, &entry, "text", 42);
         let expected = [

@@ -72,6 +72,5 @@ fn open_as(target: &Target, config: &Config) -> io::Result<Box<dyn Sink>> {
 }
 
 fn is_socket(path: &Path) -> bool {
-    path.metadata()
-        .is_ok_and(|metadata| metadata.file_type().is_socket())
+    path.metadata().is_ok_and(|metadata| metadata.file_type().is_socket())
 }

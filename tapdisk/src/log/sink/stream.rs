@@ -31,19 +31,11 @@ pub(super) struct Stream {
 
 impl Stream {
     pub(super) fn stderr(pid: u32) -> io::Result<Self> {
-        Ok(Self::new(
-            File::from(io::stderr().as_fd().try_clone_to_owned()?),
-            pid,
-        ))
+        Ok(Self::new(File::from(io::stderr().as_fd().try_clone_to_owned()?), pid))
     }
 
     fn new(file: File, pid: u32) -> Self {
-        Self {
-            file,
-            pid,
-            line: String::new(),
-            stuck: false,
-        }
+        Self { file, pid, line: String::new(), stuck: false }
     }
 
     /// Whether a line can be written without a wait. The descriptor itself stays as it is: other
@@ -92,12 +84,7 @@ mod tests {
     use std::time::UNIX_EPOCH;
 
     fn entry(message: String) -> Entry {
-        Entry {
-            time: UNIX_EPOCH,
-            level: Level::Info,
-            message,
-            fields: Vec::new(),
-        }
+        Entry { time: UNIX_EPOCH, level: Level::Info, message, fields: Vec::new() }
     }
 
     #[test]

@@ -24,11 +24,7 @@ pub(super) struct Syslog {
 
 impl Syslog {
     pub(super) fn open(path: &Path, pid: u32) -> io::Result<Self> {
-        Ok(Self {
-            datagram: Datagram::open(path)?,
-            pid,
-            line: String::new(),
-        })
+        Ok(Self { datagram: Datagram::open(path)?, pid, line: String::new() })
     }
 }
 
@@ -71,13 +67,7 @@ mod tests {
             message: "Slow\nstorage".to_string(),
             fields: Vec::new(),
         };
-        let time = LocalTime {
-            month: 10,
-            day: 3,
-            hour: 2,
-            minute: 9,
-            second: 58,
-        };
+        let time = LocalTime { month: 10, day: 3, hour: 2, minute: 9, second: 58 };
         let mut line = String::new();
         format_line(&mut line, &entry, Some(&time), 42);
         assert_eq!(line, "<28>Nov  3 02:09:58 tapdisk[42]: Slow\\nstorage");
