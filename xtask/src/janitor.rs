@@ -40,6 +40,7 @@ for signal in TERM KILL; do
         sleep 0.1
     done
 done
+for process in $known; do rm -rf -- "/dev/shm/td3-${process%%:*}"; done
 rm -rf -- "$1" "$2"
 "#;
 

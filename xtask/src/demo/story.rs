@@ -10,7 +10,7 @@ use crate::janitor::Janitor;
 use crate::{command, wait};
 
 /// The most lines of a program's output that are shown.
-const LINES_MAX: usize = 12;
+const LINES_MAX: usize = 16;
 
 /// A disk that is served.
 pub(super) struct Disk {
