@@ -1,4 +1,4 @@
-//! What all fuzz targets share: an allocator with a limit.
+//! What fuzz targets share: an allocator with a limit, and the NBD door with a peer.
 //!
 //! A length that a peer sends must be checked before memory is taken for it. One allocation above
 //! [`ALLOCATION_MAX`] is a fault, and the target is aborted with the input that caused it.
@@ -6,6 +6,8 @@
 //! A room with `unsafe`: `GlobalAlloc` asks for it. Every call goes on to the system's allocator,
 //! with the arguments that it came with.
 #![allow(unsafe_code)]
+
+pub mod nbd;
 
 use std::alloc::{GlobalAlloc, Layout, System};
 
