@@ -27,9 +27,15 @@ enum Run {
     Fuzz,
     /// `cargo test` with these arguments.
     Cargo(&'static [&'static str]),
-    /// `cargo test` of one file of the crate `tests`.
-    File(String),
+    /// `cargo test` of one file in the folder `tests` of a package.
+    File {
+        package: &'static str,
+        file: String,
+    },
 }
+
+/// Packages with tests of their own that are no part of their library.
+const FOLDERS: [(&str, &str); 2] = [("tapdisk", "tapdisk/tests"), ("tapdisk-tests", "tests/tests")];
 
 /// The stages, in the order in which they run.
 pub(crate) fn all() -> Result<Vec<Stage>> {
@@ -39,11 +45,14 @@ pub(crate) fn all() -> Result<Vec<Stage>> {
         stage(
             "unit",
             "The tests beside the code.",
-            Run::Cargo(&["--workspace", "--exclude", "tapdisk-tests"]),
+            Run::Cargo(&["--workspace", "--lib", "--bins"]),
         ),
     ];
-    for (name, what) in files(&command::root().join("tests/tests"))? {
-        stages.push(Stage { name: name.replace('_', "-"), what, run: Run::File(name) });
+    for (package, folder) in FOLDERS {
+        for (file, what) in files(&command::root().join(folder))? {
+            let name = file.replace('_', "-");
+            stages.push(Stage { name, what, run: Run::File { package, file } });
+        }
     }
     Ok(stages)
 }
@@ -81,9 +90,8 @@ pub(crate) fn test(arguments: &[String]) -> Result<()> {
             match &stage.run {
                 Run::Fuzz => run_fuzz(&mut Clock::new()),
                 Run::Cargo(arguments) => command::run(cargo_test().args(*arguments)),
-                Run::File(file) => {
-                    let arguments = ["-p", "tapdisk-tests", "--test", file];
-                    command::run(cargo_test().args(arguments))
+                Run::File { package, file } => {
+                    command::run(cargo_test().args(["-p", package, "--test", file]))
                 }
             }
         }
@@ -223,7 +231,7 @@ mod tests {
             assert!(!stage.what.is_empty(), "{} says nothing about itself", stage.name);
         }
         let tidy = stages.iter().find(|stage| stage.name == "tidy");
-        assert!(matches!(tidy.map(|stage| &stage.run), Some(Run::File(_))), "{stages:?}");
+        assert!(matches!(tidy.map(|stage| &stage.run), Some(Run::File { .. })), "{stages:?}");
     }
 
     #[test]
