@@ -69,11 +69,21 @@ fn files(folder: &Path) -> Result<Vec<(String, String)>> {
         };
         let text = fs::read_to_string(&main)
             .map_err(|error| format!("Cannot read {}: {error}", main.display()))?;
-        let what = text.lines().next().and_then(|line| line.strip_prefix("//! ")).unwrap_or("");
-        files.push((name.to_owned(), what.to_owned()));
+        let what = first_sentence(&text);
+        files.push((name.to_owned(), what));
     }
     files.sort();
     Ok(files)
+}
+
+/// What a source file says of itself first.
+fn first_sentence(text: &str) -> String {
+    let lines = text.lines().map_while(|line| line.strip_prefix("//! "));
+    let paragraph = lines.collect::<Vec<_>>().join(" ");
+    match paragraph.split_once(". ") {
+        Some((first, _)) => format!("{first}."),
+        None => paragraph,
+    }
 }
 
 /// `cargo xtask test [STAGE]`.
@@ -232,6 +242,13 @@ mod tests {
         }
         let tidy = stages.iter().find(|stage| stage.name == "tidy");
         assert!(matches!(tidy.map(|stage| &stage.run), Some(Run::File { .. })), "{stages:?}");
+    }
+
+    #[test]
+    fn a_file_is_described_by_its_first_sentence() {
+        assert_eq!(first_sentence("//! One,\n//! two. Three.\n//!\n//! Four."), "One, two.");
+        assert_eq!(first_sentence("//! One.\n\n//! no"), "One.");
+        assert_eq!(first_sentence("mod x;"), "");
     }
 
     #[test]
