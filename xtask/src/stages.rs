@@ -35,7 +35,13 @@ enum Run {
 }
 
 /// Packages with tests of their own that are no part of their library.
-const FOLDERS: [(&str, &str); 2] = [("tapdisk", "tapdisk/tests"), ("tapdisk-tests", "tests/tests")];
+const FOLDERS: [(&str, &str); 5] = [
+    ("blktap-ioctl", "blktap-ioctl/tests"),
+    ("tapdisk", "tapdisk/tests"),
+    ("tapdisk-control", "tapdisk/control/tests"),
+    ("tap-tools", "tools/tests"),
+    ("tapdisk-tests", "tests/tests"),
+];
 
 /// The stages, in the order in which they run.
 pub(crate) fn all() -> Result<Vec<Stage>> {
