@@ -93,20 +93,14 @@ pub fn lock_marker(paths: &Paths, minor: u16) -> Result<MarkerLock, ControlError
     Ok(MarkerLock { _file: file })
 }
 
-/// Makes the marker of this very number, which the kernel driver chose; one that is there already is
-/// left as it is, since the driver knows better than a file that outlived its disk.
+/// Makes the marker of this very number, which the kernel driver chose.
 ///
 /// # Errors
-/// What the system says.
+/// EEXIST when the number is taken; else what the system says.
 pub fn mark(paths: &Paths, minor: u16) -> Result<(), ControlError> {
     paths.create_marker_dir()?;
     let _lock = lock_dir(&paths.marker_dir())?;
-    match create(&paths.marker(minor)) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-            Err(failed_to_create(paths, minor, &error))
-        }
-        _ => Ok(()),
-    }
+    create(&paths.marker(minor)).map_err(|error| failed_to_create(paths, minor, &error))
 }
 
 /// Removes the marker of a minor.
@@ -232,11 +226,11 @@ mod tests {
     }
 
     #[test]
-    fn the_kernel_may_choose_a_number_whose_marker_is_stale() {
+    fn a_number_is_marked_once() {
         let dir = TestDir::new("minor-mark");
         let paths = dir.paths();
         mark(&paths, 5).unwrap();
-        mark(&paths, 5).unwrap();
+        assert_eq!(mark(&paths, 5).unwrap_err().errno(), Errno::EEXIST as i32);
         assert!(paths.marker(5).exists());
     }
 }

@@ -1,12 +1,10 @@
 //! `tap-ctl check`: whether the kernel has the blktap driver.
 
-use std::fs;
-
+use blktap_ioctl::Places;
 use nix::errno::Errno;
 use tapdisk_control::{ControlError, ErrorKind};
 
 use crate::command::{Command, Failure, Options};
-use crate::proc::has_control_device;
 use crate::session::Session;
 
 pub(crate) const COMMAND: Command = Command {
@@ -22,9 +20,9 @@ Without the driver disks are served over NBD and to Xen guests, but have no bloc
 };
 
 fn run(session: &Session, _options: &Options) -> Result<(), Failure> {
-    let missing = match fs::read_to_string("/proc/misc") {
-        Ok(misc) if has_control_device(&misc) => return session.print("ok\n"),
-        Ok(_) => "blktap kernel module not installed",
+    let missing = match Places::default().driver() {
+        Ok(Some(_)) => return session.print("ok\n"),
+        Ok(None) => "blktap kernel module not installed",
         Err(_) => "failed to open /proc/misc",
     };
     session.print(format!("{missing}\n"))?;

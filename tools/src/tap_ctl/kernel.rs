@@ -7,21 +7,24 @@ use std::io;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
+use blktap_ioctl::{Control, Places};
 use nix::errno::Errno;
 use tapdisk_control::minor::{self, Allocation, MarkerMinors, Minors};
 use tapdisk_control::{ControlError, ErrorKind, Paths};
 
+/// The most numbers that are passed over because a marker has them. A driver that is loaded while disks
+/// without it run starts at 0 like they did.
+const COLLISIONS_MAX: usize = 1024;
+
 /// A tap of the driver.
 #[derive(Clone, Debug)]
-pub(crate) struct Tap {
-    /// Its number.
-    pub(crate) minor: u32,
-    /// Its block device.
-    pub(crate) device: PathBuf,
+struct Tap {
+    minor: u32,
+    device: PathBuf,
 }
 
 /// The control device of the driver.
-pub(crate) trait KernelDriver {
+trait KernelDriver {
     /// Takes the lowest free tap and makes its nodes.
     fn allocate(&self) -> Result<Tap, ControlError>;
 
@@ -29,9 +32,32 @@ pub(crate) trait KernelDriver {
     fn free(&self, minor: u32) -> Result<(), ControlError>;
 }
 
-/// The driver, if the kernel has it.
-fn kernel_driver(_paths: &Paths) -> Result<Option<Box<dyn KernelDriver>>, ControlError> {
-    Ok(None)
+impl KernelDriver for Control {
+    fn allocate(&self) -> Result<Tap, ControlError> {
+        let tap = Control::allocate(self).map_err(|error| translate(&error))?;
+        Ok(Tap { minor: tap.minor, device: tap.device_path })
+    }
+
+    fn free(&self, minor: u32) -> Result<(), ControlError> {
+        Control::free(self, minor).map_err(|error| translate(&error))
+    }
+}
+
+fn translate(error: &blktap_ioctl::ControlError) -> ControlError {
+    ControlError::new(ErrorKind::Minor, error.errno(), error.to_string())
+}
+
+/// The driver, if the kernel has it. A place without /proc has none.
+fn kernel_driver(paths: &Paths) -> Result<Option<Box<dyn KernelDriver>>, ControlError> {
+    let places = Places { device_directory: paths.device_dir().into(), ..Places::default() };
+    if !places.proc_misc.exists() {
+        return Ok(None);
+    }
+    match Control::open(places) {
+        Ok(control) => Ok(Some(Box::new(control))),
+        Err(blktap_ioctl::ControlError::NoDriver) => Ok(None),
+        Err(error) => Err(translate(&error)),
+    }
 }
 
 /// Where minors come from on this machine. `link`: another name for the block device.
@@ -52,38 +78,58 @@ struct KernelMinors {
 }
 
 impl KernelMinors {
-    /// What goes with the tap on our side.
-    fn mark(&self, tap: &Tap) -> Result<Allocation, ControlError> {
-        let minor = u16::try_from(tap.minor).map_err(|_| {
-            let attempt = format!("Allocating: the driver chose minor {}, above 65535", tap.minor);
-            ControlError::new(ErrorKind::Minor, Errno::ERANGE, attempt)
-        })?;
-        minor::mark(&self.paths, minor)?;
-        let Some(link) = &self.link else {
-            return Ok(Allocation { minor, path: tap.device.clone() });
-        };
-        match make_link(&tap.device, link) {
-            Ok(()) => Ok(Allocation { minor, path: link.clone() }),
-            Err(error) => {
-                let errno = error.raw_os_error().map_or(Errno::EIO, Errno::from_raw);
-                let attempt = format!("Linking {} to {}", link.display(), tap.device.display());
-                let error = ControlError::new(ErrorKind::System, errno, attempt);
-                Err(match minor::free(&self.paths, minor) {
-                    Ok(()) => error,
-                    Err(left) => error.with_note(&left.to_string()),
-                })
+    /// A tap whose number no marker has. `passed` are taps that were taken on the way: the driver gives
+    /// out the lowest, so they are kept until one fits.
+    fn allocate_marked(&self, passed: &mut Vec<u32>) -> Result<Allocation, ControlError> {
+        loop {
+            let tap = self.driver.allocate()?;
+            passed.push(tap.minor);
+            let minor = u16::try_from(tap.minor).map_err(|_| {
+                let attempt = format!("Allocating: the driver chose {}, above 65535", tap.minor);
+                ControlError::new(ErrorKind::Minor, Errno::ERANGE, attempt)
+            })?;
+            match minor::mark(&self.paths, minor) {
+                Ok(()) => {
+                    passed.pop();
+                    return Ok(Allocation { minor, path: tap.device });
+                }
+                Err(error)
+                    if error.errno() == Errno::EEXIST as i32 && passed.len() < COLLISIONS_MAX => {}
+                Err(error) => return Err(error),
             }
         }
+    }
+
+    /// Gives the device its other name.
+    fn link(&self, allocation: Allocation) -> Result<Allocation, ControlError> {
+        let Some(link) = &self.link else { return Ok(allocation) };
+        let Allocation { minor, path } = allocation;
+        make_link(&path, link).map_err(|error| {
+            let errno = error.raw_os_error().map_or(Errno::EIO, Errno::from_raw);
+            let attempt = format!("Linking {} to {}", link.display(), path.display());
+            noting(ControlError::new(ErrorKind::System, errno, attempt), self.free(minor))
+        })?;
+        Ok(Allocation { minor, path: link.clone() })
+    }
+}
+
+/// The error, and what undoing left behind.
+fn noting(error: ControlError, undone: Result<(), ControlError>) -> ControlError {
+    match undone {
+        Ok(()) => error,
+        Err(left) => error.with_note(&left.to_string()),
     }
 }
 
 impl Minors for KernelMinors {
     fn allocate(&self) -> Result<Allocation, ControlError> {
-        let tap = self.driver.allocate()?;
-        self.mark(&tap).map_err(|error| match self.driver.free(tap.minor) {
-            Ok(()) => error,
-            Err(left) => error.with_note(&left.to_string()),
-        })
+        let mut passed = Vec::new();
+        let mut result = self.allocate_marked(&mut passed);
+        for minor in passed {
+            let freed = self.driver.free(minor);
+            result = result.map_err(|error| noting(error, freed));
+        }
+        self.link(result?)
     }
 
     fn free(&self, minor: u16) -> Result<(), ControlError> {
@@ -114,16 +160,18 @@ mod tests {
 
     use super::*;
 
-    /// A driver with a list of taken numbers.
+    /// A driver with a list of taken numbers, which starts at `first`.
     struct Fake {
-        next: u32,
+        first: u32,
         taken: Rc<RefCell<Vec<u32>>>,
     }
 
     impl KernelDriver for Fake {
         fn allocate(&self) -> Result<Tap, ControlError> {
-            self.taken.borrow_mut().push(self.next);
-            Ok(Tap { minor: self.next, device: format!("/dev/tapdev{}", self.next).into() })
+            let mut taken = self.taken.borrow_mut();
+            let minor = (self.first..).find(|minor| !taken.contains(minor)).unwrap();
+            taken.push(minor);
+            Ok(Tap { minor, device: format!("/dev/tapdev{minor}").into() })
         }
 
         fn free(&self, minor: u32) -> Result<(), ControlError> {
@@ -143,13 +191,13 @@ mod tests {
     }
 
     impl Bench {
-        fn new(name: &str, next: u32, link: Option<&str>) -> Self {
+        fn new(name: &str, first: u32, link: Option<&str>) -> Self {
             let name = format!("tap-ctl-kernel-{}-{name}", std::process::id());
             let dir = std::env::temp_dir().join(name);
             std::fs::create_dir_all(&dir).unwrap();
             let taken = Rc::new(RefCell::new(Vec::new()));
             let minors = KernelMinors {
-                driver: Box::new(Fake { next, taken: Rc::clone(&taken) }),
+                driver: Box::new(Fake { first, taken: Rc::clone(&taken) }),
                 paths: Paths::new(dir.join("run"), dir.join("dev"), dir.join("shm")),
                 link: link.map(|link| dir.join(link)),
             };
@@ -172,6 +220,15 @@ mod tests {
         bench.minors.free(7).unwrap();
         assert!(!bench.minors.paths.marker(7).exists());
         assert!(bench.taken.borrow().is_empty());
+    }
+
+    #[test]
+    fn a_number_that_a_disk_without_the_driver_has_is_passed_over() {
+        let bench = Bench::new("collision", 0, None);
+        minor::mark(&bench.minors.paths, 0).unwrap();
+        minor::mark(&bench.minors.paths, 1).unwrap();
+        assert_eq!(bench.minors.allocate().unwrap().minor, 2);
+        assert_eq!(*bench.taken.borrow(), [2]);
     }
 
     #[test]

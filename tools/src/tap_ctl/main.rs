@@ -22,7 +22,6 @@ mod major;
 mod number;
 mod open;
 mod pause;
-mod proc;
 mod sample;
 mod session;
 mod spawn;

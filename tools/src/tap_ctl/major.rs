@@ -1,12 +1,10 @@
 //! `tap-ctl major`: the major of the kernel driver's block devices.
 
-use std::fs;
-
+use blktap_ioctl::Places;
 use nix::errno::Errno;
 use tapdisk_control::{ControlError, ErrorKind};
 
 use crate::command::{Command, Failure, Options, invalid};
-use crate::proc::block_major;
 use crate::session::Session;
 
 pub(crate) const COMMAND: Command = Command {
@@ -28,8 +26,7 @@ fn run(session: &Session, options: &Options) -> Result<(), Failure> {
     }
     let failed =
         |errno| ControlError::new(ErrorKind::System, errno, "Looking for tapdev in /proc/devices");
-    let devices = fs::read_to_string("/proc/devices")
-        .map_err(|error| failed(error.raw_os_error().map_or(Errno::EIO, Errno::from_raw)))?;
-    let major = block_major(&devices).ok_or_else(|| failed(Errno::ENODEV))?;
+    let majors = Places::default().majors().map_err(|error| failed(error.errno()))?;
+    let major = majors.block.ok_or_else(|| failed(Errno::ENODEV))?;
     session.print(format!("{major}\n"))
 }
