@@ -115,14 +115,19 @@ fn spawn_once(
         }
         return Err(failed(program, Errno::EINTR as i32, &format!("signal {signal} ended it")));
     }
-    let words = last_line(&output);
+    let words = match last_line(&output) {
+        words if words.is_empty() => String::new(),
+        words => format!(", it said {words:?}"),
+    };
     match (status.code(), pid_in(&output)) {
         (Some(0) | None, Some(pid)) => Ok(Some(pid)),
         (Some(0) | None, None) => {
-            let why = format!("it named no control socket but said {words:?}");
+            let why = format!("it named no control socket{words}");
             Err(failed(program, Errno::EPROTO as i32, &why))
         }
-        (Some(code), _) => Err(failed(program, code, &format!("it said {words:?}"))),
+        (Some(code), _) => {
+            Err(failed(program, code, &format!("it ended with status {code}{words}")))
+        }
     }
 }
 
@@ -219,6 +224,11 @@ mod tests {
     #[test]
     fn a_daemon_that_keeps_its_outputs_open_does_not_hold_us_up() {
         assert_eq!(run("(echo /x/ctl12; exec sleep 5) &"), Ok(12));
+    }
+
+    #[test]
+    fn the_daemon_is_called_tapdisk_whatever_its_file_is_called() {
+        assert_eq!(run("test \"$0\" = tapdisk && echo /x/ctl5"), Ok(5));
     }
 
     #[test]

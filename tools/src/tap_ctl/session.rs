@@ -105,8 +105,13 @@ fn exit_status(errno: i32) -> u8 {
 fn next_step(command: &str, error: &ControlError) -> String {
     let errno = Errno::from_raw(error.errno());
     let text = match (error.kind(), errno) {
-        (_, Errno::EACCES | Errno::EPERM) => "are you root?",
+        (ErrorKind::Spawn, Errno::ENOENT) => "the variable TAPDISK may name the daemon's program",
+        (ErrorKind::Spawn, _) => "see the system's log for what tapdisk says",
         (ErrorKind::Invalid, _) => return format!("see 'tap-ctl {command} --help'"),
+        (
+            ErrorKind::Connect | ErrorKind::Minor | ErrorKind::System,
+            Errno::EACCES | Errno::EPERM,
+        ) => "are you root?",
         (ErrorKind::Connect, Errno::ENOENT) => {
             "no such tapdisk runs; 'tap-ctl list' shows those that do"
         }
@@ -132,8 +137,9 @@ fn next_step(command: &str, error: &ControlError) -> String {
         (ErrorKind::Minor, Errno::ENOSPC) => {
             "'tap-ctl list' shows minors without pid: 'tap-ctl free' them"
         }
-        (ErrorKind::Spawn, Errno::ENOENT) => "the variable TAPDISK may name the daemon's program",
-        (ErrorKind::Spawn, _) => "see the system's log for what tapdisk says",
+        (ErrorKind::System, Errno::ENOSYS | Errno::ENODEV) => {
+            "load the kernel's blktap module if a block device is needed"
+        }
         (ErrorKind::Minor | ErrorKind::System, _) => "see the directory's owner, mode and space",
     };
     text.to_owned()
@@ -156,5 +162,7 @@ mod tests {
         assert!(next_step("attach", &error).contains("'tap-ctl list'"));
         let error = ControlError::new(ErrorKind::Invalid, Errno::EINVAL, "Minor 70000");
         assert_eq!(next_step("attach", &error), "see 'tap-ctl attach --help'");
+        let error = ControlError::new(ErrorKind::Spawn, Errno::EPERM, "Starting tapdisk");
+        assert!(next_step("spawn", &error).contains("log"));
     }
 }
