@@ -8,12 +8,20 @@
 //!
 //! ARCHITECTURE.md at the top of the tree has the map, the life of a request and the glossary.
 
+pub mod chain;
+pub mod disk;
+pub mod error;
 pub mod frontend;
+pub mod image;
+pub mod layer;
 pub mod log;
 pub mod memory;
 pub mod process;
 pub mod queue;
 pub mod request;
+pub mod server;
 pub mod statistics;
 pub mod status;
+mod sys;
 pub mod time;
+pub mod vbd;

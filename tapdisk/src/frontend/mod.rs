@@ -11,6 +11,7 @@
 //!   one turn of the loop:  ready(..)*  pull  [answer]*  flush
 //! ```
 
+pub mod blktap;
 pub mod nbd;
 #[cfg(test)]
 pub(crate) mod testing;

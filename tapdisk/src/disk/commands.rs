@@ -1,0 +1,348 @@
+//! The commands of the control thread: each sets a state of the disk, or says why not.
+
+use std::io;
+use std::os::unix::net::UnixListener;
+
+use nix::errno::Errno;
+
+use super::NBD;
+use super::life::Life;
+use super::thread::{
+    Command, DiskThread, OpenRequest, REMOVE_INTERVAL, REMOVE_PATIENCE, door_base,
+};
+use crate::chain::Chain;
+use crate::error::DiskError;
+use crate::frontend::Frontend;
+use crate::frontend::blktap::{BlktapDoor, Removal};
+use crate::frontend::nbd::{NbdConfig, NbdDoor};
+use crate::image::ImageSpec;
+use crate::layer::Layer;
+use crate::request::DiskInfo;
+use crate::server::shared::ImageLabel;
+
+impl DiskThread {
+    pub(super) fn command(&mut self, ticket: u64, command: Command) {
+        let result = match command {
+            Command::Open(request) => Some(self.open(request)),
+            Command::Resume(spec, name) => Some(self.resume(spec, name)),
+            Command::Pause => self.pause(ticket),
+            Command::Close => self.close(ticket),
+            Command::ForceClose => Some(self.force_close()),
+            Command::Cancel(ticket) => {
+                self.cancel(ticket);
+                None
+            }
+            Command::Dump => {
+                let state = self.dump();
+                slog::info!(self.wiring.log, "State of the disk"; "state" => state);
+                None
+            }
+            Command::Detach => {
+                self.exit = true;
+                Some(Ok(()))
+            }
+        };
+        if let Some(result) = result {
+            (self.wiring.respond)(ticket, result);
+        }
+    }
+
+    fn open(&mut self, request: OpenRequest) -> Result<(), DiskError> {
+        if self.life.is_open() {
+            return Err(DiskError::new(Errno::EALREADY, "The disk is open already"));
+        }
+        self.insert_chain(&request, None)?;
+        let info = self.disk.vbd.info();
+        if let Err(error) = self.open_doors(info) {
+            self.close_doors();
+            let _ = self.disk.vbd.close_chain();
+            return Err(error);
+        }
+        slog::info!(self.wiring.log, "Opened"; "image" => ?request.name, "bytes" => info.size,
+            "sector_size" => info.sector_size, "read_only" => info.read_only);
+        self.wiring.shared.set_name(Some(request.name.clone()));
+        self.opened = Some(request);
+        self.enter(Life::Running);
+        Ok(())
+    }
+
+    /// Opens the image and puts its chain in. `same_as`: what it must be like.
+    fn insert_chain(
+        &mut self,
+        request: &OpenRequest,
+        same_as: Option<DiskInfo>,
+    ) -> Result<(), DiskError> {
+        let flags = request.flags;
+        let image = request.spec.open(flags, self.disk.vbd.queue())?;
+        let found = image.info();
+        let info = DiskInfo {
+            size: found.size,
+            sector_size: found.sector_size,
+            read_only: flags.read_only,
+        };
+        let layers = self.layers(info);
+        let chain = Chain::new(Vec::new(), vec![image]);
+        let checked = match (same_as, layers) {
+            (_, Err(error)) => Err(error),
+            (Some(wanted), Ok(_)) if wanted != info => Err(DiskError::new(
+                Errno::EMEDIUMTYPE,
+                format!("Found {info:?} where the paused disk is {wanted:?}"),
+            )
+            .at(&request.spec.path)),
+            (_, Ok(layers)) => Ok(layers),
+        };
+        match checked {
+            Ok(layers) => {
+                let chain = chain.with_layers(layers);
+                self.disk.vbd.insert_chain(chain, flags.read_only, request.retry_timeout);
+                let label = ImageLabel {
+                    path: request.spec.path.clone(),
+                    kind: request.spec.kind(),
+                    buffered: flags.buffered,
+                };
+                self.wiring.shared.set_images(vec![label], Some(info));
+                Ok(())
+            }
+            Err(error) => {
+                let _ = chain.close(self.disk.vbd.queue());
+                Err(error)
+            }
+        }
+    }
+
+    fn layers(&self, info: DiskInfo) -> Result<Vec<Box<dyn Layer>>, DiskError> {
+        let slots = usize::from(crate::vbd::SLOTS);
+        self.config.layers.iter().map(|spec| spec.build(info, slots)).collect()
+    }
+
+    fn open_doors(&mut self, info: DiskInfo) -> Result<(), DiskError> {
+        if let Some(ring) = &mut self.disk.ring {
+            ring.create_device(info)?;
+        }
+        let path = &self.config.nbd_path;
+        let error = |error: io::Error, what| DiskError::io(&error, what).at(path);
+        // A socket of this name is left over from a process that had our pid: nobody else makes them.
+        match std::fs::remove_file(path) {
+            Err(gone) if gone.kind() != io::ErrorKind::NotFound => {
+                return Err(error(gone, "Cannot remove the socket of an earlier process"));
+            }
+            _ => {}
+        }
+        let listener = UnixListener::bind(path)
+            .map_err(|refused| error(refused, "Cannot make the NBD socket"))?;
+        let mut door = NbdDoor::new(listener, NbdConfig::default())
+            .map_err(|refused| error(refused, "Cannot serve NBD"))?;
+        door.register(self.poll.registry(), door_base(NBD))
+            .map_err(|refused| error(refused, "Cannot wait for the NBD socket"))?;
+        self.disk.nbd = Some(door);
+        Ok(())
+    }
+
+    /// Takes the NBD door down; with `RING`'s device gone, nothing can come from there either.
+    pub(super) fn close_doors(&mut self) {
+        if let Some(ring) = &mut self.disk.ring {
+            // A device that somebody holds open stays, and fails its requests, until detach.
+            let _ = ring.remove_device();
+        }
+        if let Some(mut door) = self.disk.nbd.take() {
+            door.close(self.poll.registry(), self.disk.vbd.memory());
+            let _ = std::fs::remove_file(&self.config.nbd_path);
+        }
+    }
+
+    fn pause(&mut self, ticket: u64) -> Option<Result<(), DiskError>> {
+        match self.life {
+            Life::Running => {
+                self.disk.doors().for_each(|(_, door)| door.suspend());
+                self.waiting = Some(ticket);
+                self.enter(Life::Pausing);
+                None
+            }
+            Life::Paused { .. } => Some(Ok(())),
+            Life::Pausing | Life::Closing | Life::Dead => {
+                Some(Err(DiskError::new(Errno::EBUSY, "Another command changes the disk's state")))
+            }
+            Life::Attached | Life::Closed => Some(Err(DiskError::new(
+                Errno::EINVAL,
+                "The disk is not open: there is nothing to pause",
+            ))),
+        }
+    }
+
+    fn resume(
+        &mut self,
+        spec: Option<ImageSpec>,
+        name: std::ffi::OsString,
+    ) -> Result<(), DiskError> {
+        if !matches!(self.life, Life::Paused { .. }) {
+            return Err(DiskError::new(Errno::EINVAL, "The disk is not paused"));
+        }
+        let mut request = self.opened.clone().expect("a paused disk was opened");
+        if let Some(spec) = spec {
+            request.spec = spec;
+            request.name = name;
+        }
+        let wanted = self.disk.vbd.info();
+        if let Err(error) = self.insert_chain(&request, Some(wanted)) {
+            self.enter(Life::Paused { failed: true });
+            return Err(error);
+        }
+        slog::info!(self.wiring.log, "Resumed"; "image" => ?request.name);
+        self.wiring.shared.set_name(Some(request.name.clone()));
+        self.opened = Some(request);
+        self.disk.doors().for_each(|(_, door)| door.resume());
+        self.enter(Life::Running);
+        Ok(())
+    }
+
+    fn close(&mut self, ticket: u64) -> Option<Result<(), DiskError>> {
+        match self.life {
+            Life::Attached | Life::Closed => {
+                self.enter(Life::Closed);
+                Some(Ok(()))
+            }
+            Life::Running | Life::Paused { .. } => {
+                let now = self.clock.now();
+                self.removal = Some((now.after(REMOVE_PATIENCE), now));
+                self.waiting = Some(ticket);
+                self.enter(Life::Closing);
+                None
+            }
+            Life::Pausing | Life::Closing | Life::Dead => {
+                Some(Err(DiskError::new(Errno::EBUSY, "Another command changes the disk's state")))
+            }
+        }
+    }
+
+    fn force_close(&mut self) -> Result<(), DiskError> {
+        if let Some(ticket) = self.waiting.take() {
+            let error = DiskError::new(Errno::ESHUTDOWN, "The disk was closed by force meanwhile");
+            (self.wiring.respond)(ticket, Err(error));
+        }
+        if !self.life.is_open() {
+            self.enter(Life::Closed);
+            return Ok(());
+        }
+        self.removal = None;
+        self.disk.vbd.shut_down();
+        let clock = self.clock;
+        self.disk.turn(false, || clock.now());
+        self.enter(Life::Dead);
+        Ok(())
+    }
+
+    /// The client of a command that waits is gone: undo what can be undone.
+    fn cancel(&mut self, ticket: u64) {
+        if self.waiting != Some(ticket) {
+            return;
+        }
+        self.waiting = None;
+        match self.life {
+            Life::Pausing => {
+                self.disk.doors().for_each(|(_, door)| door.resume());
+                self.enter(Life::Running);
+                slog::warn!(self.wiring.log, "Pause given up: the client did not wait");
+            }
+            // With the block device gone there is no way back; without one there always is.
+            Life::Closing if self.removal.is_some() || self.disk.ring.is_none() => {
+                self.removal = None;
+                self.reopen_after_close();
+                slog::warn!(self.wiring.log, "Close given up: the client did not wait");
+            }
+            _ => {}
+        }
+    }
+
+    /// Reaches the states that were asked for.
+    pub(super) fn settle(&mut self) {
+        match self.life {
+            Life::Pausing if self.disk.vbd.is_drained() => self.paused(),
+            Life::Closing if self.removal.is_some() => self.remove_device(),
+            Life::Closing | Life::Dead if self.disk.vbd.is_drained() => self.closed(),
+            _ => {}
+        }
+    }
+
+    fn paused(&mut self) {
+        let result = self.disk.vbd.close_chain();
+        if let Err(error) = &result {
+            slog::error!(self.wiring.log, "Closing for a pause"; "error" => %error);
+        }
+        self.wiring.shared.set_images(Vec::new(), None);
+        self.enter(Life::Paused { failed: false });
+        self.answer_waiting(result);
+    }
+
+    /// Asks the driver to remove the block device; goes on serving while somebody has it open.
+    fn remove_device(&mut self) {
+        let (until, next) = self.removal.expect("asked only while removing");
+        let now = self.clock.now();
+        if now < next {
+            return;
+        }
+        let removal =
+            self.disk.ring.as_mut().map_or(Ok(Removal::Removed), BlktapDoor::remove_device);
+        match removal {
+            Ok(Removal::Removed) => {
+                self.removal = None;
+                // Nothing can come from the device any more; NBD clients are let go by `closed`.
+                self.disk.doors().for_each(|(_, door)| door.suspend());
+                if self.disk.vbd.is_drained() {
+                    self.closed();
+                }
+            }
+            Ok(Removal::Busy) if now < until => {
+                self.removal = Some((until, now.after(REMOVE_INTERVAL)));
+            }
+            Ok(Removal::Busy) => {
+                self.removal = None;
+                self.reopen_after_close();
+                self.answer_waiting(Err(DiskError::new(
+                    Errno::EBUSY,
+                    "The block device is in use",
+                )));
+            }
+            Err(error) => {
+                self.removal = None;
+                self.reopen_after_close();
+                self.answer_waiting(Err(error));
+            }
+        }
+    }
+
+    /// A close that failed leaves the disk as it was.
+    fn reopen_after_close(&mut self) {
+        let paused = self.disk.vbd.chain().is_none();
+        if !paused {
+            self.disk.doors().for_each(|(_, door)| door.resume());
+        }
+        self.enter(if paused { Life::Paused { failed: false } } else { Life::Running });
+    }
+
+    fn closed(&mut self) {
+        // Requests that were to be tried again, and flushes behind them, have nobody to wait for.
+        self.disk.vbd.shut_down();
+        let clock = self.clock;
+        self.disk.turn(false, || clock.now());
+        if !self.disk.vbd.is_drained() {
+            return;
+        }
+        self.close_doors();
+        let result = self.disk.vbd.close_chain();
+        if let Err(error) = &result {
+            slog::error!(self.wiring.log, "Closing"; "error" => %error);
+        }
+        slog::info!(self.wiring.log, "Closed");
+        self.opened = None;
+        self.wiring.shared.set_name(None);
+        self.wiring.shared.set_images(Vec::new(), None);
+        self.enter(Life::Closed);
+        self.answer_waiting(result);
+    }
+
+    fn answer_waiting(&mut self, result: Result<(), DiskError>) {
+        if let Some(ticket) = self.waiting.take() {
+            (self.wiring.respond)(ticket, result);
+        }
+    }
+}

@@ -1,0 +1,141 @@
+//! How the loop of a disk waits: what it observes of the load decides between three ways.
+//!
+//! * **Lone**: requests come one at a time, each after the answer to the one before. Then one system
+//!   call that reads or writes at once beats submit, sleep, wake. A load with two requests in flight
+//!   shows itself: the second is there already when the loop waits, so that it does not sleep.
+//! * **Batch**: many requests are in flight. Then a few microseconds of patience make each turn handle
+//!   several completions, and each system call serves several requests.
+//! * Otherwise the loop sleeps until something happens.
+//!
+//! Pure: fed with what happened, asked what to do.
+
+use std::time::Duration;
+
+/// So many requests must come alone in a row before the next runs inline. Arbitrary, but small against
+/// the thousands of a second, and large against chance.
+const LONE_STREAK: u32 = 16;
+
+/// A wait shorter than this did not sleep: something was there already. Sleeping and waking costs more.
+const LONE_WAIT: Duration = Duration::from_micros(3);
+
+/// With so many I/Os in flight the loop waits for several at once.
+const BATCH_IN_FLIGHT: usize = 8;
+
+/// It waits for this part of those in flight, so that the storage always has the rest to work on.
+const BATCH_PART: usize = 4;
+
+/// And never longer than this: what a batch can add to the latency of one request.
+pub const BATCH_WAIT: Duration = Duration::from_micros(50);
+
+/// After a batch that did not come together in time, so many turns go without.
+const BATCH_PENALTY: u32 = 32;
+
+/// What the loop has seen.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Pace {
+    lone_streak: u32,
+    slept: bool,
+    batch_wanted: usize,
+    batch_penalty: u32,
+}
+
+impl Pace {
+    /// The loop waited for an event for so long.
+    pub fn waited(&mut self, duration: Duration) {
+        self.slept = duration >= LONE_WAIT;
+    }
+
+    /// A turn pulled `pulled` requests while `in_flight` were running. Says whether the one request
+    /// may run inline.
+    pub fn pulled(&mut self, pulled: usize, in_flight: usize) -> bool {
+        if pulled == 0 {
+            return false;
+        }
+        let alone = pulled == 1 && in_flight == 0 && self.slept;
+        self.lone_streak = if alone { (self.lone_streak + 1).min(LONE_STREAK) } else { 0 };
+        self.lone_streak == LONE_STREAK
+    }
+
+    /// How many completions to wait for in the queue before looking at anything else; `None`: do not.
+    pub fn batch(&mut self, in_flight: usize) -> Option<usize> {
+        if in_flight < BATCH_IN_FLIGHT {
+            return None;
+        }
+        if self.batch_penalty > 0 {
+            self.batch_penalty -= 1;
+            return None;
+        }
+        self.batch_wanted = in_flight / BATCH_PART;
+        Some(self.batch_wanted)
+    }
+
+    /// So many completions were there after the wait, whichever it was.
+    pub fn reaped(&mut self, came: usize) {
+        if came < std::mem::take(&mut self.batch_wanted) {
+            self.batch_penalty = BATCH_PENALTY;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LONG: Duration = Duration::from_micros(100);
+
+    #[test]
+    fn requests_one_at_a_time_run_inline_after_a_while() {
+        let mut pace = Pace::default();
+        for _ in 0..LONE_STREAK - 1 {
+            pace.waited(LONG);
+            assert!(!pace.pulled(1, 0));
+        }
+        pace.waited(LONG);
+        assert!(pace.pulled(1, 0));
+    }
+
+    #[test]
+    fn a_second_request_in_flight_ends_it() {
+        let lone = || {
+            let mut pace = Pace { lone_streak: LONE_STREAK, ..Pace::default() };
+            pace.waited(LONG);
+            pace
+        };
+        assert!(lone().pulled(1, 0));
+        assert!(!lone().pulled(2, 0));
+        assert!(!lone().pulled(1, 1));
+        let mut waiting_already = lone();
+        waiting_already.waited(Duration::from_micros(1));
+        assert!(!waiting_already.pulled(1, 0));
+        waiting_already.waited(LONG);
+        assert!(!waiting_already.pulled(1, 0), "the streak begins anew");
+    }
+
+    #[test]
+    fn a_turn_without_requests_changes_nothing() {
+        let mut pace = Pace { lone_streak: LONE_STREAK, ..Pace::default() };
+        assert!(!pace.pulled(0, 1));
+        pace.waited(LONG);
+        assert!(pace.pulled(1, 0));
+    }
+
+    #[test]
+    fn batches_leave_most_of_the_requests_to_the_storage() {
+        let mut pace = Pace::default();
+        assert_eq!(pace.batch(7), None);
+        assert_eq!(pace.batch(32), Some(8));
+    }
+
+    #[test]
+    fn a_batch_that_did_not_come_together_is_not_tried_again_soon() {
+        let mut pace = Pace::default();
+        assert_eq!(pace.batch(32), Some(8));
+        pace.reaped(3);
+        for _ in 0..BATCH_PENALTY {
+            assert_eq!(pace.batch(32), None);
+        }
+        assert_eq!(pace.batch(32), Some(8));
+        pace.reaped(8);
+        assert_eq!(pace.batch(32), Some(8));
+    }
+}

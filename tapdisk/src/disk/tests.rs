@@ -1,0 +1,183 @@
+//! A disk behind the kernel's ring, simulated: production code from the ring's page to the file.
+
+use std::ffi::OsStr;
+use std::path::PathBuf;
+
+use blktap_ioctl::sim::{self, Driver, Outcome, Segments, SimDevice, SimOptions};
+use nix::errno::Errno;
+
+use super::*;
+use crate::chain::Chain;
+use crate::image::{ImageSpec, OpenFlags};
+use crate::memory::Memory;
+use crate::queue::{EngineKind, Queue, QueueConfig};
+use crate::statistics::DiskCounters;
+use crate::vbd::{QUEUE_CAPACITY, RETRY_TIMEOUT};
+
+const SIZE: u64 = 1 << 20;
+
+struct Rig {
+    disk: Disk,
+    device: SimDevice,
+    path: PathBuf,
+    ended: Vec<(u64, Outcome, Vec<u8>)>,
+}
+
+impl Rig {
+    fn new(name: &str, engine: EngineKind, options: SimOptions) -> Self {
+        let path = std::env::temp_dir().join(format!("disk-{}-{name}", std::process::id()));
+        std::fs::File::create(&path).unwrap().set_len(SIZE).unwrap();
+        let config = QueueConfig { capacity: QUEUE_CAPACITY, ..QueueConfig::default() };
+        let queue = Queue::new(engine, config).unwrap();
+        let mut vbd = Vbd::new(queue, Memory::new(4096).unwrap(), DiskCounters::new());
+        let text = format!("aio:{}", path.display());
+        let spec = ImageSpec::parse(OsStr::new(&text)).unwrap();
+        let image = spec.open(OpenFlags::default(), vbd.queue()).unwrap();
+        vbd.insert_chain(Chain::new(Vec::new(), vec![image]), false, RETRY_TIMEOUT);
+        let info = vbd.info();
+        let mut disk = Disk::new(vbd);
+        let (ring, device) = sim::create(options).unwrap();
+        let mut door = BlktapDoor::new(ring, disk.vbd.memory()).unwrap();
+        door.create_device(info).unwrap();
+        disk.ring = Some(door);
+        Self { disk, device, path, ended: Vec::new() }
+    }
+
+    /// Turns until the device has nothing in use.
+    fn settle(&mut self) {
+        for _ in 0..100_000 {
+            // The poll of the simulated kernel happens when the door looks; an event says so.
+            self.disk.ring.as_mut().unwrap().ready(0, true, false);
+            self.disk.turn(true, Now::default);
+            let ended = &mut self.ended;
+            self.device.completions(|completion| {
+                ended.push((completion.cookie, completion.outcome, completion.data.to_vec()));
+            });
+            if self.device.in_use() == 0 {
+                return;
+            }
+        }
+        panic!("requests do not end: {:?}", self.disk);
+    }
+}
+
+impl Drop for Rig {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+#[test]
+fn what_goes_into_the_ring_is_in_the_file_and_comes_back() {
+    for (engine, name) in [(EngineKind::Aio, "aio"), (EngineKind::Sync, "sync")] {
+        let mut rig = Rig::new(name, engine, SimOptions::default());
+        let data: Vec<u8> = (1..=88_u8).flat_map(|sector| [sector; 512]).collect();
+        rig.device.submit_write(1, 16, Segments::plain(45056), &data).unwrap();
+        rig.settle();
+        let file = std::fs::read(&rig.path).unwrap();
+        assert_eq!(file[16 * 512..16 * 512 + 45056], data);
+        rig.device.submit_read(2, 16, Segments::plain(45056)).unwrap();
+        rig.settle();
+        assert_eq!(rig.ended.len(), 2);
+        assert!(rig.ended.iter().all(|(_, outcome, _)| *outcome == Ok(())));
+        assert_eq!(rig.ended[1].2, data);
+        assert_eq!(rig.device.violations(), 0);
+    }
+}
+
+#[test]
+fn more_requests_than_slots_all_end() {
+    let mut rig = Rig::new("many", EngineKind::Aio, SimOptions::default());
+    for cookie in 0..100 {
+        rig.device.submit_read(cookie, cookie * 8, Segments::plain(4096)).unwrap();
+    }
+    rig.settle();
+    let mut cookies: Vec<u64> = rig.ended.iter().map(|(cookie, ..)| *cookie).collect();
+    cookies.sort_unstable();
+    assert_eq!(cookies, (0..100).collect::<Vec<_>>());
+}
+
+#[test]
+fn one_notification_answers_all_requests_of_a_turn() {
+    let mut rig = Rig::new("batch", EngineKind::Sync, SimOptions::default());
+    for cookie in 0..32 {
+        rig.device.submit_read(cookie, cookie * 8, Segments::plain(4096)).unwrap();
+    }
+    rig.settle();
+    let statistics = rig.disk.ring.as_ref().unwrap().statistics();
+    assert_eq!((statistics.taken, statistics.answered, statistics.kicks_out), (32, 32, 1));
+}
+
+#[test]
+fn a_flush_of_the_ring_is_answered_where_the_driver_has_it() {
+    let options = SimOptions { driver: Driver::Dkms, ..SimOptions::default() };
+    let mut rig = Rig::new("flush", EngineKind::Aio, options);
+    rig.device.submit_write(1, 0, Segments::plain(512), &[3; 512]).unwrap();
+    rig.device.submit_flush(2).unwrap();
+    rig.device.submit_trim(3, 1024, 8).unwrap();
+    rig.settle();
+    assert_eq!(rig.ended.len(), 3);
+    assert!(rig.ended.iter().all(|(_, outcome, _)| *outcome == Ok(())), "{:?}", rig.ended);
+}
+
+#[test]
+fn a_malformed_entry_is_answered_with_an_error_and_the_ring_goes_on() {
+    let mut rig = Rig::new("malformed", EngineKind::Aio, SimOptions::default());
+    let mut entry = [0; 112];
+    entry[0] = 77;
+    entry[1] = 1;
+    entry[8] = 5;
+    rig.device.hostile().publish(&entry);
+    rig.settle();
+    rig.disk.turn(true, Now::default);
+    let response = rig.device.hostile().response(0);
+    assert_eq!(response[0], 5);
+    assert_eq!(i16::from_ne_bytes([response[10], response[11]]), -1);
+    rig.device.submit_read(1, 0, Segments::plain(512)).unwrap();
+    rig.settle();
+    assert_eq!(rig.ended.len(), 1);
+    assert_eq!(rig.disk.ring.as_ref().unwrap().statistics().faults, 1);
+}
+
+#[test]
+fn a_producer_index_out_of_step_ends_the_ring_and_not_the_process() {
+    let mut rig = Rig::new("index", EngineKind::Aio, SimOptions::default());
+    rig.device.hostile().set_req_prod(1000);
+    for _ in 0..3 {
+        rig.disk.ring.as_mut().unwrap().ready(0, true, false);
+        assert!(!rig.disk.turn(true, Now::default).more, "a dead ring does not keep the loop busy");
+    }
+    let mut text = String::new();
+    rig.disk.ring.as_ref().unwrap().describe(&mut text).unwrap();
+    assert!(text.contains("not read any more"), "{text}");
+}
+
+#[test]
+fn a_device_in_use_is_not_removed_and_serves_on() {
+    let mut rig = Rig::new("busy", EngineKind::Aio, SimOptions::default());
+    rig.device.open().unwrap();
+    let removal = rig.disk.ring.as_mut().unwrap().remove_device().unwrap();
+    assert_eq!(removal, crate::frontend::blktap::Removal::Busy);
+    rig.device.submit_read(1, 0, Segments::plain(512)).unwrap();
+    rig.settle();
+    assert_eq!(rig.ended[0].1, Ok(()));
+    rig.device.close();
+    let removal = rig.disk.ring.as_mut().unwrap().remove_device().unwrap();
+    assert_eq!(removal, crate::frontend::blktap::Removal::Removed);
+    assert_eq!(rig.device.submit_read(2, 0, Segments::plain(512)), Err(Errno::ENXIO));
+}
+
+#[test]
+fn a_suspended_ring_leaves_requests_where_they_are() {
+    let mut rig = Rig::new("suspend", EngineKind::Aio, SimOptions::default());
+    rig.disk.ring.as_mut().unwrap().suspend();
+    rig.device.submit_read(1, 0, Segments::plain(512)).unwrap();
+    for _ in 0..10 {
+        rig.disk.ring.as_mut().unwrap().ready(0, true, false);
+        rig.disk.turn(true, Now::default);
+    }
+    assert_eq!(rig.disk.vbd.outstanding(), 0);
+    rig.disk.ring.as_mut().unwrap().resume();
+    rig.settle();
+    assert_eq!(rig.ended.len(), 1);
+}

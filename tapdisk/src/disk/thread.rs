@@ -1,0 +1,300 @@
+//! The thread of a disk: its loop, and the commands of the control thread.
+//!
+//! Everything that can block on this disk's storage happens here: opening, closing, a system call that
+//! hangs. So it holds up this disk and nothing else; the control thread answers for it by its deadline.
+//!
+//! A command sets a state; the loop's `settle` answers it when the state is reached. The loop never runs
+//! inside itself.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, TryRecvError};
+use std::time::Duration;
+
+use mio::{Events, Poll, Token as MioToken};
+
+use super::life::Life;
+use super::pace::BATCH_WAIT;
+use super::{Disk, RING};
+use crate::error::DiskError;
+use crate::frontend::blktap::BlktapDoor;
+use crate::frontend::{Frontend, TOKENS_PER_DOOR};
+use crate::image::{ImageSpec, OpenFlags};
+use crate::layer::LayerSpec;
+use crate::server::shared::DiskShared;
+use crate::statistics::StatsPage;
+use crate::time::{Clock, Now};
+
+/// The waker of the control thread's commands.
+pub const WAKER: MioToken = MioToken(0);
+/// Completions of the queue.
+pub const COMPLETIONS: MioToken = MioToken(1);
+/// The first token of the first door.
+const DOORS: usize = TOKENS_PER_DOOR;
+
+/// How long a close goes on asking the driver to remove a block device that has just been closed by its
+/// last user: the driver says busy until that close is through.
+pub(super) const REMOVE_PATIENCE: Duration = Duration::from_millis(500);
+/// How often it asks.
+pub(super) const REMOVE_INTERVAL: Duration = Duration::from_millis(10);
+
+/// A loop that is kept busy looks at its events once in so many turns.
+const BUSY_TURNS_MAX: u32 = 32;
+
+/// What to open.
+#[derive(Clone, Debug)]
+pub struct OpenRequest {
+    /// `type:path`.
+    pub spec: ImageSpec,
+    /// The same as the client wrote it: the disk's name.
+    pub name: std::ffi::OsString,
+    /// No changes, no direct I/O.
+    pub flags: OpenFlags,
+    /// How long requests are retried.
+    pub retry_timeout: Duration,
+}
+
+/// What the control thread asks for.
+#[derive(Clone, Debug)]
+pub enum Command {
+    /// Open an image and serve it.
+    Open(OpenRequest),
+    /// Serve again; from another image when one is named.
+    Resume(Option<ImageSpec>, std::ffi::OsString),
+    /// Finish what runs, close the image, keep the requests at the doors.
+    Pause,
+    /// Finish what runs and close.
+    Close,
+    /// Close without waiting for anything.
+    ForceClose,
+    /// The client that asked for the command of this ticket is gone.
+    Cancel(u64),
+    /// Log the state.
+    Dump,
+    /// End the thread. Only sent when closed.
+    Detach,
+}
+
+/// A command with the number that its answer carries.
+#[derive(Debug)]
+pub struct Envelope {
+    /// Unique in this process.
+    pub ticket: u64,
+    /// What is asked.
+    pub command: Command,
+}
+
+/// How the thread answers: called from its loop, must not block.
+pub type Respond = Box<dyn FnMut(u64, Result<(), DiskError>) + Send>;
+
+/// What is the same for all disks of a process.
+#[derive(Clone, Debug)]
+pub struct DiskConfig {
+    /// Layers above every image, for tests.
+    pub layers: Vec<LayerSpec>,
+    /// Where the NBD socket of this disk is made.
+    pub nbd_path: PathBuf,
+    /// The ring device of this disk, when the driver has one.
+    pub ring_path: Option<PathBuf>,
+}
+
+/// What ties the thread of a disk to the rest of the process.
+pub struct Wiring {
+    /// What it shows.
+    pub shared: Arc<DiskShared>,
+    /// Where it shows it to other programs.
+    pub page: Option<StatsPage>,
+    /// What it is asked.
+    pub commands: Receiver<Envelope>,
+    /// How it answers.
+    pub respond: Respond,
+    /// Where it logs.
+    pub log: slog::Logger,
+}
+
+impl std::fmt::Debug for Wiring {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("Wiring").field("minor", &self.shared.minor).finish_non_exhaustive()
+    }
+}
+
+/// The loop.
+pub struct DiskThread {
+    pub(super) disk: Disk,
+    pub(super) life: Life,
+    pub(super) config: DiskConfig,
+    pub(super) wiring: Wiring,
+    pub(super) poll: Poll,
+    pub(super) clock: Clock,
+    /// What was opened, for a resume.
+    pub(super) opened: Option<OpenRequest>,
+    /// The command whose state is not reached yet.
+    pub(super) waiting: Option<u64>,
+    /// While closing with a block device: until when to ask the driver, and when next.
+    pub(super) removal: Option<(Now, Now)>,
+    pub(super) busy_turns: u32,
+    pub(super) exit: bool,
+}
+
+impl std::fmt::Debug for DiskThread {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("DiskThread").field("life", &self.life).finish_non_exhaustive()
+    }
+}
+
+impl DiskThread {
+    /// The thread's state; made on the thread itself, because a ring belongs to the thread that maps it.
+    ///
+    /// # Errors
+    /// When epoll, the queue or the ring cannot be had.
+    pub fn new(
+        mut disk: Disk,
+        poll: Poll,
+        config: DiskConfig,
+        wiring: Wiring,
+    ) -> Result<Self, DiskError> {
+        disk.vbd
+            .queue()
+            .register(poll.registry(), COMPLETIONS)
+            .map_err(|error| DiskError::io(&error, "Cannot wait for the queue"))?;
+        if let Some(path) = &config.ring_path {
+            let mut door = BlktapDoor::open(path, disk.vbd.memory())?;
+            door.register(poll.registry(), door_base(RING))
+                .map_err(|error| DiskError::io(&error, "Cannot wait for the ring").at(path))?;
+            disk.ring = Some(door);
+        }
+        Ok(Self {
+            disk,
+            life: Life::Attached,
+            config,
+            wiring,
+            poll,
+            clock: Clock::start(),
+            opened: None,
+            waiting: None,
+            removal: None,
+            busy_turns: 0,
+            exit: false,
+        })
+    }
+
+    /// Runs until detached.
+    pub fn run(mut self) {
+        let mut events = Events::with_capacity(128);
+        let mut more = false;
+        while !self.exit {
+            self.wait(&mut events, more);
+            self.collect(&events);
+            self.obey();
+            let clock = self.clock;
+            let turned = self.disk.turn(self.life.serves(), || clock.now());
+            more = turned.more;
+            if turned.stuck {
+                let state = self.dump();
+                slog::error!(self.wiring.log, "No request has ended for long"; "state" => state);
+            }
+            self.settle();
+            self.publish();
+        }
+        self.take_down();
+    }
+
+    /// Waits for events: not at all when there is more to do, for a batch of completions when many are
+    /// under way, else until something happens.
+    fn wait(&mut self, events: &mut Events, more: bool) {
+        if more && self.busy_turns < BUSY_TURNS_MAX {
+            self.busy_turns += 1;
+            events.clear();
+            return;
+        }
+        self.busy_turns = 0;
+        let before = self.clock.now();
+        let in_flight = self.disk.vbd.queue().in_flight();
+        let mut timeout = self.timeout(before);
+        if more {
+            timeout = Some(Duration::ZERO);
+        } else if let Some(wanted) = self.disk.pace().batch(in_flight) {
+            self.disk.vbd.queue().wait_batch(wanted, BATCH_WAIT);
+            timeout = Some(Duration::ZERO);
+        }
+        if let Err(error) = self.poll.poll(events, timeout)
+            && error.kind() != io::ErrorKind::Interrupted
+        {
+            slog::error!(self.wiring.log, "Cannot wait for events"; "error" => %error);
+        }
+        let waited = self.clock.now().since(before);
+        self.disk.pace().waited(waited);
+    }
+
+    fn timeout(&mut self, now: Now) -> Option<Duration> {
+        let removal = self.removal.map(|(_, next)| next);
+        let vbd = self.disk.vbd.deadline();
+        let doors = self.disk.doors().filter_map(|(_, door)| door.deadline()).min();
+        [removal, vbd, doors].into_iter().flatten().min().map(|next| next.since(now))
+    }
+
+    fn collect(&mut self, events: &Events) {
+        for event in events {
+            let token = event.token().0;
+            let Some(number) = token.checked_sub(DOORS) else { continue };
+            let index = u8::try_from(number / TOKENS_PER_DOOR).expect("two doors");
+            let readable = event.is_readable() || event.is_read_closed() || event.is_error();
+            let writable = event.is_writable() || event.is_write_closed() || event.is_error();
+            if let Some(door) = self.disk.door(index) {
+                door.ready(number % TOKENS_PER_DOOR, readable, writable);
+            }
+        }
+    }
+
+    fn obey(&mut self) {
+        loop {
+            match self.wiring.commands.try_recv() {
+                Ok(Envelope { ticket, command }) => self.command(ticket, command),
+                Err(TryRecvError::Empty) => return,
+                // The control thread is gone: so is the process, soon.
+                Err(TryRecvError::Disconnected) => {
+                    self.exit = true;
+                    return;
+                }
+            }
+        }
+    }
+
+    pub(super) fn enter(&mut self, life: Life) {
+        self.life = life;
+        self.wiring.shared.set_life(life);
+    }
+
+    fn publish(&mut self) {
+        if let Some(page) = &mut self.wiring.page {
+            page.publish(&self.disk.vbd.counters().page_values());
+        }
+        let Disk { vbd, nbd, ring, .. } = &mut self.disk;
+        self.wiring.shared.publish(vbd.queue(), nbd.as_ref(), ring.as_ref());
+    }
+
+    pub(super) fn dump(&mut self) -> String {
+        let mut text = format!("{:?}\n", self.life);
+        let _ = self.disk.vbd.describe(&mut text);
+        for (_, door) in self.disk.doors() {
+            let _ = door.describe(&mut text);
+        }
+        text
+    }
+
+    /// The end of the thread: nothing of the disk is left.
+    fn take_down(mut self) {
+        self.close_doors();
+        if let Some(ring) = self.disk.ring.take() {
+            ring.unmap(self.poll.registry(), self.disk.vbd.memory());
+        }
+        if !self.disk.vbd.is_drained() {
+            self.disk.vbd.memory().leak();
+        }
+    }
+}
+
+pub(super) fn door_base(index: u8) -> usize {
+    DOORS + usize::from(index) * TOKENS_PER_DOOR
+}

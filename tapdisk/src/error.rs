@@ -1,0 +1,73 @@
+//! Errors of the control path: what a person reads when a disk cannot be opened, paused, closed.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+
+/// What failed, on what, and why: found and wanted.
+///
+/// The `errno` is for control flow and for the exit status of `tap-ctl`; the text is for people.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DiskError {
+    errno: Errno,
+    what: String,
+    path: Option<PathBuf>,
+}
+
+impl DiskError {
+    /// An error with its text; the text starts with a capital and does not repeat the errno.
+    #[must_use]
+    pub fn new(errno: Errno, what: impl Into<String>) -> Self {
+        Self { errno, what: what.into(), path: None }
+    }
+
+    /// A failed system call.
+    #[must_use]
+    pub fn io(error: &std::io::Error, what: impl Into<String>) -> Self {
+        let errno = error.raw_os_error().map_or(Errno::EIO, Errno::from_raw);
+        Self::new(errno, what)
+    }
+
+    /// The same, about a file.
+    #[must_use]
+    pub fn at(mut self, path: &Path) -> Self {
+        self.path = Some(path.to_owned());
+        self
+    }
+
+    /// The errno that stands for it.
+    #[must_use]
+    pub fn errno(&self) -> Errno {
+        self.errno
+    }
+}
+
+impl fmt::Display for DiskError {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{}", self.what)?;
+        if let Some(path) = &self.path {
+            write!(formatter, " ({})", path.display())?;
+        }
+        write!(formatter, ": {}", self.errno.desc())
+    }
+}
+
+impl std::error::Error for DiskError {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_text_says_what_where_and_why() {
+        let error = DiskError::new(Errno::ENOENT, "Cannot open the image").at(Path::new("/x/y"));
+        assert_eq!(error.to_string(), "Cannot open the image (/x/y): No such file or directory");
+    }
+
+    #[test]
+    fn an_io_error_without_a_number_is_eio() {
+        let error = std::io::Error::other("odd");
+        assert_eq!(DiskError::io(&error, "Cannot read").errno(), Errno::EIO);
+    }
+}

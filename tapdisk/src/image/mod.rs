@@ -1,0 +1,198 @@
+//! Images: what a disk is stored in. Open set, one file or folder each, one row in [`TYPES`].
+//!
+//! An image answers *where* the bytes of a run are; it makes no system call on the data path. The chain
+//! turns its answers into I/O for the queue. Opening and closing may block: they run on the disk's own
+//! thread while it serves nobody.
+
+mod null;
+mod ram;
+mod raw;
+
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+
+use crate::error::DiskError;
+use crate::queue::{FileId, Queue};
+use crate::request::Op;
+
+/// Facts about an image that its doors and its neighbours need.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ImageInfo {
+    /// In bytes, a multiple of `sector_size`.
+    pub size: u64,
+    /// Smallest I/O that the storage takes: 512, or 4096 for a block device with such sectors.
+    pub sector_size: u32,
+}
+
+/// Where the start of a run is. `len` is how much of the run it holds for: at least 1 byte, a multiple
+/// of the sector size, at most the run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mapping {
+    /// In a file of the queue.
+    Data {
+        /// Which.
+        file: FileId,
+        /// Byte offset in it.
+        offset: u64,
+        /// Bytes.
+        len: u64,
+    },
+    /// Nowhere: it reads as zeros, and a write is forgotten.
+    Nowhere {
+        /// Bytes.
+        len: u64,
+    },
+    /// This image knows nothing of it: ask the parent.
+    Below {
+        /// Bytes.
+        len: u64,
+    },
+}
+
+/// One image of a chain.
+pub trait Image: Send {
+    /// Its facts; they do not change while it is open.
+    fn info(&self) -> ImageInfo;
+
+    /// Where the run is that starts at byte `offset` and has `len` bytes, all inside the image.
+    fn map(&mut self, op: Op, offset: u64, len: u64) -> Mapping;
+
+    /// The file that must be made durable for a flush.
+    fn file(&self) -> Option<FileId>;
+
+    /// Gives its files back. No I/O of it is under way.
+    ///
+    /// # Errors
+    /// When what was written could not be made durable.
+    fn close(self: Box<Self>, queue: &mut Queue) -> Result<(), DiskError>;
+}
+
+/// How an image is opened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct OpenFlags {
+    /// No changes.
+    pub read_only: bool,
+    /// Through the page cache, not with direct I/O.
+    pub buffered: bool,
+}
+
+type OpenFunction = fn(&Path, OpenFlags, &mut Queue) -> Result<Box<dyn Image>, DiskError>;
+
+/// One type of image.
+#[derive(Debug)]
+pub struct ImageType {
+    /// What stands before the colon.
+    pub name: &'static str,
+    /// The number of it in `tap-ctl stats`.
+    pub id: u32,
+    open: Option<OpenFunction>,
+}
+
+/// All types with a name. Names and numbers are those of blktap; a type without a function is known and
+/// not implemented (ENOSYS), an unknown one is ENOENT.
+pub const TYPES: &[ImageType] = &[
+    ImageType { name: "aio", id: 0, open: Some(raw::open) },
+    ImageType { name: "sync", id: 1, open: None },
+    ImageType { name: "vmdk", id: 2, open: None },
+    ImageType { name: "vhdsync", id: 3, open: None },
+    ImageType { name: "vhd", id: 4, open: None },
+    ImageType { name: "ram", id: 5, open: Some(ram::open) },
+    ImageType { name: "qcow", id: 6, open: None },
+    ImageType { name: "bc", id: 7, open: None },
+    ImageType { name: "vhdi", id: 8, open: None },
+    ImageType { name: "log", id: 9, open: None },
+    ImageType { name: "remus", id: 10, open: None },
+    ImageType { name: "lc", id: 11, open: None },
+    ImageType { name: "lle", id: 12, open: None },
+    ImageType { name: "llp", id: 13, open: None },
+    ImageType { name: "valve", id: 14, open: None },
+    ImageType { name: "nbd", id: 15, open: None },
+    // Not blktap's: a disk without storage, to measure everything else. Its number is free there.
+    ImageType { name: "null", id: 64, open: Some(null::open) },
+];
+
+/// `type:path` taken apart.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ImageSpec {
+    /// Index into [`TYPES`].
+    kind: usize,
+    /// What stands after the first colon.
+    pub path: PathBuf,
+}
+
+impl ImageSpec {
+    /// Takes `type:path` apart at the first colon.
+    ///
+    /// # Errors
+    /// EINVAL without a colon; ENOENT for an unknown type.
+    pub fn parse(text: &std::ffi::OsStr) -> Result<Self, DiskError> {
+        use std::os::unix::ffi::OsStrExt;
+        let bytes = text.as_bytes();
+        let colon = bytes.iter().position(|byte| *byte == b':').ok_or_else(|| {
+            DiskError::new(Errno::EINVAL, format!("Found {text:?} where type:path was wanted"))
+        })?;
+        let (name, path) = (&bytes[..colon], &bytes[colon + 1..]);
+        let kind = TYPES.iter().position(|kind| kind.name.as_bytes() == name).ok_or_else(|| {
+            let known: Vec<_> =
+                TYPES.iter().filter(|kind| kind.open.is_some()).map(|kind| kind.name).collect();
+            let name = String::from_utf8_lossy(name);
+            DiskError::new(
+                Errno::ENOENT,
+                format!("Unknown image type {name:?}; there are {}", known.join(", ")),
+            )
+        })?;
+        Ok(Self { kind, path: PathBuf::from(std::ffi::OsStr::from_bytes(path)) })
+    }
+
+    /// Its type.
+    #[must_use]
+    pub fn kind(&self) -> &'static ImageType {
+        &TYPES[self.kind]
+    }
+
+    /// Opens it and registers its files with the queue.
+    ///
+    /// # Errors
+    /// ENOSYS for a type that is not implemented, ENOENT without a path, and what the storage says:
+    /// ENOMEDIUM for an empty drive.
+    pub fn open(&self, flags: OpenFlags, queue: &mut Queue) -> Result<Box<dyn Image>, DiskError> {
+        let kind = self.kind();
+        let open = kind.open.ok_or_else(|| {
+            DiskError::new(Errno::ENOSYS, format!("Image type {:?} is not implemented", kind.name))
+        })?;
+        open(&self.path, flags, queue).map_err(|error| error.at(&self.path))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::ffi::OsStr;
+
+    fn parse(text: &str) -> Result<ImageSpec, Errno> {
+        ImageSpec::parse(OsStr::new(text)).map_err(|error| error.errno())
+    }
+
+    #[test]
+    fn splits_at_the_first_colon() {
+        let spec = parse("aio:/a:b").unwrap();
+        assert_eq!((spec.kind().name, spec.path.to_str()), ("aio", Some("/a:b")));
+    }
+
+    #[test]
+    fn rejects_what_is_not_type_and_path() {
+        assert_eq!(parse("vhd"), Err(Errno::EINVAL));
+        assert_eq!(parse(":/x"), Err(Errno::ENOENT));
+        assert_eq!(parse("foo:/x"), Err(Errno::ENOENT));
+    }
+
+    #[test]
+    fn names_and_numbers_are_unique() {
+        for (index, kind) in TYPES.iter().enumerate() {
+            for other in &TYPES[index + 1..] {
+                assert!(kind.name != other.name && kind.id != other.id);
+            }
+        }
+    }
+}

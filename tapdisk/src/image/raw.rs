@@ -1,0 +1,171 @@
+//! `aio:/path`: a file or block device whose bytes are the disk's bytes.
+//!
+//! Opened with O_DIRECT where the file system takes it in units of 512 bytes; else through the page
+//! cache, which is slower and no less durable: a flush is an fdatasync either way. The flag `-D` asks
+//! for the page cache. A block device with 4096-byte sectors gives the disk such sectors; a file never
+//! does, whatever it lies on, because a guest's partition table would not survive the move.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
+use std::path::Path;
+use std::sync::Arc;
+
+use nix::errno::Errno;
+
+use super::{Image, ImageInfo, Mapping, OpenFlags};
+use crate::error::DiskError;
+use crate::queue::{FileId, Queue};
+use crate::request::Op;
+
+/// What close does with what was written and not flushed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum AtClose {
+    Sync,
+    Forget,
+}
+
+/// A file whose offset `n` is the disk's byte `n`.
+pub(super) struct Raw {
+    file: FileId,
+    handle: Arc<File>,
+    info: ImageInfo,
+    at_close: AtClose,
+}
+
+pub(super) fn open(
+    path: &Path,
+    flags: OpenFlags,
+    queue: &mut Queue,
+) -> Result<Box<dyn Image>, DiskError> {
+    let (file, direct) = open_file(path, flags)?;
+    let info = size_of(&file)?;
+    let file = if direct && !takes_direct_sectors(&file, info) {
+        open_with(path, flags, 0).map_err(|error| DiskError::io(&error, "Cannot open the image"))?
+    } else {
+        file
+    };
+    let at_close = if flags.read_only { AtClose::Forget } else { AtClose::Sync };
+    Raw::register(Arc::new(file), info, at_close, queue)
+}
+
+/// The file, and whether it is open for direct I/O.
+fn open_file(path: &Path, flags: OpenFlags) -> Result<(File, bool), DiskError> {
+    let error = |error: io::Error| DiskError::io(&error, "Cannot open the image");
+    if flags.buffered {
+        return open_with(path, flags, 0).map(|file| (file, false)).map_err(error);
+    }
+    match open_with(path, flags, libc::O_DIRECT) {
+        Ok(file) => Ok((file, true)),
+        Err(refused) if refused.raw_os_error() == Some(libc::EINVAL) => {
+            open_with(path, flags, 0).map(|file| (file, false)).map_err(error)
+        }
+        Err(other) => Err(error(other)),
+    }
+}
+
+fn open_with(path: &Path, flags: OpenFlags, custom: i32) -> io::Result<File> {
+    // O_NONBLOCK: opening a FIFO must not wait for a writer; it means nothing for files and devices.
+    let file = OpenOptions::new()
+        .read(true)
+        .write(!flags.read_only)
+        .custom_flags(custom | libc::O_NONBLOCK | libc::O_LARGEFILE)
+        .open(path)?;
+    Ok(file)
+}
+
+/// Size and sector size of a file or block device, in whole sectors: a tail is ignored.
+pub(super) fn size_of(file: &File) -> Result<ImageInfo, DiskError> {
+    let metadata =
+        file.metadata().map_err(|error| DiskError::io(&error, "Cannot stat the image"))?;
+    let kind = metadata.file_type();
+    let (bytes, sector_size) = if kind.is_block_device() {
+        let bytes = nix::unistd::lseek64(file.as_fd(), 0, nix::unistd::Whence::SeekEnd)
+            .map_err(|errno| DiskError::new(errno, "Cannot find the size of the device"))?;
+        (u64::try_from(bytes).unwrap_or(0), sector_size_of(file)?)
+    } else if kind.is_file() {
+        (metadata.len(), 512)
+    } else {
+        return Err(DiskError::new(
+            Errno::EINVAL,
+            "Found neither a file nor a block device where a disk image was wanted",
+        ));
+    };
+    let size = bytes - bytes % u64::from(sector_size);
+    if size == 0 {
+        return Err(DiskError::new(
+            Errno::EINVAL,
+            format!("Found {bytes} bytes where at least one sector of {sector_size} was wanted"),
+        ));
+    }
+    Ok(ImageInfo { size, sector_size })
+}
+
+fn sector_size_of(file: &File) -> Result<u32, DiskError> {
+    let found = crate::sys::logical_block_size(file.as_fd())
+        .map_err(|errno| DiskError::new(errno, "Cannot find the sector size of the device"))?;
+    match found {
+        512 | 4096 => Ok(found),
+        _ => Err(DiskError::new(
+            Errno::EINVAL,
+            format!("Found sectors of {found} bytes where 512 or 4096 were wanted"),
+        )),
+    }
+}
+
+/// Whether direct I/O works in the disk's own unit. A file on storage with larger blocks says EINVAL.
+fn takes_direct_sectors(file: &File, info: ImageInfo) -> bool {
+    let mut page = crate::sys::AlignedPage::default();
+    let sector = info.sector_size as usize;
+    // The second sector: the first is aligned to everything.
+    let offset =
+        if info.size >= 2 * u64::from(info.sector_size) { u64::from(info.sector_size) } else { 0 };
+    match file.read_at(&mut page.bytes_mut()[..sector], offset) {
+        Err(error) => error.raw_os_error() != Some(libc::EINVAL),
+        Ok(_) => true,
+    }
+}
+
+impl Raw {
+    /// An open file as an image.
+    pub(super) fn register(
+        handle: Arc<File>,
+        info: ImageInfo,
+        at_close: AtClose,
+        queue: &mut Queue,
+    ) -> Result<Box<dyn Image>, DiskError> {
+        let file = queue.add_file(Arc::clone(&handle)).ok_or_else(|| {
+            DiskError::new(Errno::EMFILE, "This disk has as many files open as its queue can hold")
+        })?;
+        Ok(Box::new(Self { file, handle, info, at_close }))
+    }
+}
+
+impl Image for Raw {
+    fn info(&self) -> ImageInfo {
+        self.info
+    }
+
+    fn map(&mut self, _: Op, offset: u64, len: u64) -> Mapping {
+        Mapping::Data { file: self.file, offset, len }
+    }
+
+    fn file(&self) -> Option<FileId> {
+        Some(self.file)
+    }
+
+    fn close(self: Box<Self>, queue: &mut Queue) -> Result<(), DiskError> {
+        queue.remove_file(self.file);
+        if self.at_close == AtClose::Forget {
+            return Ok(());
+        }
+        nix::unistd::fdatasync(self.handle.as_fd()).map_err(|errno| {
+            let fd = self.handle.as_raw_fd();
+            DiskError::new(
+                errno,
+                format!("Cannot make the image durable at close (descriptor {fd})"),
+            )
+        })
+    }
+}

@@ -1,0 +1,257 @@
+//! The disks of the process: their threads, and the commands under way.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::mpsc::{Sender, channel};
+
+use mio::{Poll, Waker};
+use nix::errno::Errno;
+use tapdisk_control::minor::{self, MarkerLock};
+
+use super::shared::DiskShared;
+use super::{Mailbox, ServerConfig};
+use crate::disk::Disk;
+use crate::disk::thread::{self, Command, DiskConfig, DiskThread, Envelope, Respond, Wiring};
+use crate::error::DiskError;
+use crate::memory::Memory;
+use crate::process;
+use crate::queue::{Queue, QueueConfig};
+use crate::statistics::{DiskCounters, PageKind, StatsDirectory, StatsPage};
+use crate::vbd::{QUEUE_CAPACITY, Vbd};
+
+/// The memory of a disk for doors that bring none: two requests of the largest size in flight, or
+/// two thousand of a page.
+const ARENA_BYTES: usize = 8 << 20;
+
+/// A disk, as the control thread holds it.
+pub(super) struct DiskHandle {
+    pub(super) shared: Arc<DiskShared>,
+    commands: Sender<Envelope>,
+    waker: Arc<Waker>,
+    /// Nobody else serves this minor while it is held.
+    _marker: MarkerLock,
+    /// Its thread hangs in its storage and is not waited for any more.
+    abandoned: bool,
+}
+
+/// A command that is under way.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Pending {
+    pub(super) ticket: u64,
+    pub(super) minor: u16,
+}
+
+/// All of them, in the order in which they were attached.
+pub(super) struct Disks {
+    disks: Vec<DiskHandle>,
+    pending: Vec<Pending>,
+    mailbox: Mailbox,
+}
+
+impl Disks {
+    pub(super) fn new(mailbox: Mailbox) -> Self {
+        Self { disks: Vec::new(), pending: Vec::new(), mailbox }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.disks.is_empty()
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.disks.len()
+    }
+
+    /// What they show, in the order in which they were attached; `tap-ctl list` turns it round.
+    pub(super) fn shown(&self) -> impl ExactSizeIterator<Item = &Arc<DiskShared>> {
+        self.disks.iter().map(|disk| &disk.shared)
+    }
+
+    pub(super) fn find(&self, minor: u16) -> Result<&DiskHandle, DiskError> {
+        self.disks.iter().find(|disk| disk.shared.minor == minor).ok_or_else(|| {
+            DiskError::new(Errno::ENODEV, format!("Minor {minor} is not attached to this tapdisk"))
+        })
+    }
+
+    /// Sends a command to a disk's thread; its answer will carry the ticket.
+    pub(super) fn send(
+        &mut self,
+        minor: u16,
+        ticket: u64,
+        command: Command,
+    ) -> Result<(), DiskError> {
+        let disk = self.find(minor)?;
+        disk.post(ticket, command);
+        self.pending.push(Pending { ticket, minor });
+        Ok(())
+    }
+
+    /// Whether a command of this disk is under way.
+    pub(super) fn has_pending(&self, minor: u16) -> bool {
+        self.pending.iter().any(|pending| pending.minor == minor)
+    }
+
+    /// The command of this ticket is answered.
+    pub(super) fn answered(&mut self, ticket: u64) -> Option<Pending> {
+        let position = self.pending.iter().position(|pending| pending.ticket == ticket)?;
+        Some(self.pending.swap_remove(position))
+    }
+
+    /// The client of this ticket is gone.
+    pub(super) fn cancel(&mut self, ticket: u64) {
+        let Some(pending) = self.pending.iter().find(|pending| pending.ticket == ticket) else {
+            return;
+        };
+        if let Ok(disk) = self.find(pending.minor) {
+            disk.post(0, Command::Cancel(ticket));
+        }
+    }
+
+    pub(super) fn dump(&self) {
+        self.disks.iter().for_each(|disk| disk.post(0, Command::Dump));
+    }
+
+    /// Its thread hangs: it is treated as closed, and left behind at detach.
+    pub(super) fn abandon(&mut self, minor: u16) {
+        let disk = self.disks.iter_mut().find(|disk| disk.shared.minor == minor);
+        if let Some(disk) = disk {
+            disk.abandoned = true;
+        }
+    }
+
+    pub(super) fn remove(&mut self, minor: u16) {
+        self.disks.retain(|disk| disk.shared.minor != minor);
+    }
+
+    /// Locks the minor and starts the thread of a disk; the thread answers the ticket when it is there.
+    pub(super) fn attach(
+        &mut self,
+        minor: u16,
+        ticket: u64,
+        config: &ServerConfig,
+        statistics: Option<&StatsDirectory>,
+        log: &slog::Logger,
+    ) -> Result<(), DiskError> {
+        if self.find(minor).is_ok() {
+            return Err(DiskError::new(
+                Errno::EEXIST,
+                format!("Minor {minor} is attached already"),
+            ));
+        }
+        let marker =
+            minor::lock_marker(&config.paths, minor).map_err(|refused| super::refused(&refused))?;
+        let starter = Starter::new(minor, ticket, config, statistics, log, &self.mailbox)?;
+        let (waker, shared) = (Arc::clone(&starter.waker), Arc::clone(&starter.shared));
+        let (commands, receiver) = channel();
+        std::thread::Builder::new()
+            .name(format!("disk-{minor}"))
+            .spawn(move || starter.run(receiver))
+            .map_err(|refused| DiskError::io(&refused, "Cannot start the thread of the disk"))?;
+        self.disks.push(DiskHandle { shared, commands, waker, _marker: marker, abandoned: false });
+        self.pending.push(Pending { ticket, minor });
+        Ok(())
+    }
+}
+
+impl DiskHandle {
+    pub(super) fn is_abandoned(&self) -> bool {
+        self.abandoned
+    }
+
+    fn post(&self, ticket: u64, command: Command) {
+        // A thread that has ended answers nothing; its detach is under way.
+        let _ = self.commands.send(Envelope { ticket, command });
+        let _ = self.waker.wake();
+    }
+}
+
+/// All that the thread of a disk needs, made on the control thread.
+struct Starter {
+    poll: Poll,
+    waker: Arc<Waker>,
+    /// A disk with a ring stays on its thread; this is what may travel.
+    vbd: Vbd,
+    config: DiskConfig,
+    shared: Arc<DiskShared>,
+    page: Option<StatsPage>,
+    mailbox: Mailbox,
+    ticket: u64,
+    log: slog::Logger,
+}
+
+impl Starter {
+    fn new(
+        minor: u16,
+        ticket: u64,
+        config: &ServerConfig,
+        statistics: Option<&StatsDirectory>,
+        log: &slog::Logger,
+        mailbox: &Mailbox,
+    ) -> Result<Self, DiskError> {
+        let poll = Poll::new().map_err(|error| DiskError::io(&error, "Cannot make an epoll"))?;
+        let waker = Waker::new(poll.registry(), thread::WAKER)
+            .map_err(|error| DiskError::io(&error, "Cannot make a waker"))?;
+        let queue_config = QueueConfig { capacity: QUEUE_CAPACITY, ..QueueConfig::default() };
+        let queue = Queue::new(config.engine, queue_config).map_err(|error| {
+            DiskError::io(&error, format!("Cannot make the I/O queue: {error}"))
+        })?;
+        let memory = Memory::new(ARENA_BYTES)
+            .map_err(|error| DiskError::io(&error, "Cannot get the memory of the disk"))?;
+        let counters = DiskCounters::new();
+        let pid = i32::try_from(std::process::id()).expect("pids are positive ints");
+        let ring_path = ring_path(config, minor);
+        let shared = DiskShared::new(
+            minor,
+            config.engine.to_string(),
+            ring_path.is_some(),
+            counters.reader(),
+        );
+        let page = statistics.and_then(|directory| {
+            directory
+                .page(PageKind::Vdi, minor)
+                .inspect_err(|error| slog::warn!(log, "No statistics page"; "error" => %error))
+                .ok()
+        });
+        Ok(Self {
+            poll,
+            waker: Arc::new(waker),
+            vbd: Vbd::new(queue, memory, counters),
+            config: DiskConfig {
+                layers: config.layers.clone(),
+                nbd_path: config.paths.nbd_socket(pid, minor),
+                ring_path,
+            },
+            shared: Arc::new(shared),
+            page,
+            mailbox: mailbox.clone(),
+            ticket,
+            log: log.new(slog::o!("minor" => minor)),
+        })
+    }
+
+    fn run(self, commands: std::sync::mpsc::Receiver<Envelope>) {
+        for warning in process::prepare_io_thread() {
+            slog::warn!(self.log, "{warning}");
+        }
+        let mailbox = self.mailbox.clone();
+        let respond: Respond = Box::new(move |ticket, result| mailbox.post(ticket, result));
+        let wiring =
+            Wiring { shared: self.shared, page: self.page, commands, respond, log: self.log };
+        let disk = Disk::new(self.vbd);
+        let started = DiskThread::new(disk, self.poll, self.config, wiring);
+        match started {
+            Ok(thread) => {
+                self.mailbox.post(self.ticket, Ok(()));
+                thread.run();
+            }
+            Err(error) => self.mailbox.post(self.ticket, Err(error)),
+        }
+    }
+}
+
+/// The ring device of a minor, when the driver has one: a character device of that name.
+fn ring_path(config: &ServerConfig, minor: u16) -> Option<PathBuf> {
+    use std::os::unix::fs::FileTypeExt;
+    let path = config.paths.ring_device(u32::from(minor));
+    let metadata = std::fs::metadata(&path).ok()?;
+    metadata.file_type().is_char_device().then_some(path)
+}

@@ -1,0 +1,472 @@
+//! A virtual block device: slots, retries, order of flushes, drain. Single owner, no lock.
+//!
+//! Doors start requests through [`Vbd::intake`]; the chain maps them; the queue runs them; the loop
+//! fetches their ends with [`Vbd::answers`]. The lifecycle (open, pause, close) is the loop's business:
+//! here it is only whether there is a chain, and whether requests are drained.
+//!
+//! Invariants:
+//! * A request that was started is answered exactly once.
+//! * A flush begins when no write that came before it is unanswered.
+//! * Only parked requests and flushes behind them survive a pause; they go on in the next chain.
+
+mod slots;
+
+use std::time::Duration;
+
+use nix::errno::Errno;
+
+use crate::chain::{Chain, Path};
+use crate::error::DiskError;
+use crate::frontend::Intake;
+use crate::layer::Verdict;
+use crate::memory::Memory;
+use crate::queue::{Completion, Queue, Tag};
+use crate::request::{Answer, DiskInfo, Op, Request, Token};
+use crate::statistics::DiskCounters;
+use crate::status::Status;
+use crate::time::Now;
+use slots::{Place, SlotIndex, Slots};
+
+/// Requests in flight of one disk: the ring's 32 and those of the NBD clients.
+pub const SLOTS: u16 = 256;
+
+/// I/Os that the queue of one disk holds: one for each slot, and some for requests in several runs.
+pub const QUEUE_CAPACITY: usize = 512;
+
+/// How long a request that failed for a passing reason waits before it is tried again.
+pub const RETRY_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How long a request is tried again before the guest sees the error, unless the disk is opened with
+/// another time.
+pub const RETRY_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// With requests running and none ending for so long, the state is logged, once.
+pub const WATCHDOG: Duration = Duration::from_secs(10);
+
+/// Number of a door of the disk.
+pub type DoorIndex = u8;
+
+/// One disk's requests.
+pub struct Vbd {
+    slots: Slots,
+    chain: Option<Chain>,
+    info: DiskInfo,
+    queue: Queue,
+    memory: Memory,
+    counters: DiskCounters,
+    retry_timeout: Duration,
+    now: Now,
+    last_end: Now,
+    watchdog_barked: bool,
+    /// Empty between calls; as large as the queue, so that it never grows.
+    completions: Vec<Completion>,
+}
+
+impl std::fmt::Debug for Vbd {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("Vbd").field("info", &self.info).finish_non_exhaustive()
+    }
+}
+
+impl Vbd {
+    /// A disk without an image.
+    #[must_use]
+    pub fn new(queue: Queue, memory: Memory, counters: DiskCounters) -> Self {
+        Self {
+            slots: Slots::new(SLOTS),
+            chain: None,
+            info: DiskInfo { size: 0, sector_size: 512, read_only: true },
+            queue,
+            memory,
+            counters,
+            retry_timeout: RETRY_TIMEOUT,
+            now: Now::default(),
+            last_end: Now::default(),
+            watchdog_barked: false,
+            completions: Vec::with_capacity(QUEUE_CAPACITY),
+        }
+    }
+
+    /// Puts a chain in; requests that were parked go on in it.
+    ///
+    /// # Panics
+    /// When there is one already.
+    pub fn insert_chain(&mut self, chain: Chain, read_only: bool, retry_timeout: Duration) {
+        assert!(self.chain.is_none(), "a disk has one chain");
+        let image = chain.info();
+        self.info = DiskInfo { size: image.size, sector_size: image.sector_size, read_only };
+        self.chain = Some(chain);
+        self.counters.reset_images();
+        self.retry_timeout = retry_timeout;
+        self.begin_flushes();
+    }
+
+    /// Takes the chain out; only when drained.
+    ///
+    /// # Panics
+    /// When requests are in it.
+    pub fn take_chain(&mut self) -> Option<Chain> {
+        assert!(self.is_drained(), "requests are in the chain");
+        self.chain.take()
+    }
+
+    /// Closes the chain, if there is one.
+    ///
+    /// # Errors
+    /// When what was written could not be made durable.
+    pub fn close_chain(&mut self) -> Result<(), DiskError> {
+        self.take_chain().map_or(Ok(()), |chain| chain.close(&mut self.queue))
+    }
+
+    /// The chain, while there is one.
+    #[must_use]
+    pub fn chain(&self) -> Option<&Chain> {
+        self.chain.as_ref()
+    }
+
+    /// The disk as its doors see it.
+    #[must_use]
+    pub fn info(&self) -> DiskInfo {
+        self.info
+    }
+
+    /// The queue: to open images, to wait for it.
+    pub fn queue(&mut self) -> &mut Queue {
+        &mut self.queue
+    }
+
+    /// The disk's memory.
+    pub fn memory(&mut self) -> &mut Memory {
+        &mut self.memory
+    }
+
+    /// The time of this turn.
+    pub fn set_now(&mut self, now: Now) {
+        self.now = now;
+    }
+
+    /// What was counted.
+    #[must_use]
+    pub fn counters(&self) -> &DiskCounters {
+        &self.counters
+    }
+
+    /// What a door starts its requests through.
+    pub fn intake(&mut self, door: DoorIndex) -> VbdIntake<'_> {
+        VbdIntake { vbd: self, door }
+    }
+
+    /// No request is in the chain or the queue; parked ones and flushes behind them may be there.
+    #[must_use]
+    pub fn is_drained(&self) -> bool {
+        [Place::Running, Place::AwaitingRoom, Place::Held, Place::Finished]
+            .iter()
+            .all(|place| self.slots.count(*place) == 0)
+            && self.queue.is_idle()
+    }
+
+    /// Requests that are not answered.
+    #[must_use]
+    pub fn outstanding(&self) -> usize {
+        self.slots.len() - self.slots.count(Place::Free)
+    }
+
+    fn start(&mut self, door: DoorIndex, request: &Request) {
+        let index = self.slots.take(door, request, self.now);
+        self.counters.submitted(request.op, request.len);
+        match check(request, self.info) {
+            Ok(()) => self.begin(index),
+            Err(errno) => self.finished(index, Status::Failed(errno)),
+        }
+    }
+
+    /// Begins a request, for the first time or again.
+    fn begin(&mut self, index: SlotIndex) {
+        let slot = self.slots.get_mut(index);
+        slot.status = Status::Done;
+        slot.cursor = 0;
+        slot.parts = 0;
+        if slot.request.op == Op::Flush && self.slots.has_earlier_change(index) {
+            self.slots.move_to(index, Place::AwaitingWrites);
+            return;
+        }
+        let Some(chain) = &mut self.chain else {
+            return self.finished(index, Status::Failed(Errno::ESHUTDOWN));
+        };
+        let request = self.slots.get(index).request;
+        match chain.admit(usize::from(index), &request, &mut self.memory) {
+            Verdict::Pass => {
+                self.slots.move_to(index, Place::Running);
+                self.advance(index);
+            }
+            Verdict::Fail(errno) => self.ended(index, Status::Failed(errno)),
+            Verdict::Hold => self.slots.move_to(index, Place::Held),
+        }
+    }
+
+    /// Maps more of a request, as far as the queue has room.
+    fn advance(&mut self, index: SlotIndex) {
+        let chain = self.chain.as_mut().expect("a request runs in a chain");
+        let slot = self.slots.get_mut(index);
+        let needs_room = slot.request.op == Op::Flush && !self.queue.has_room();
+        if needs_room {
+            return self.slots.move_to(index, Place::AwaitingRoom);
+        }
+        let tag = Tag(u64::from(slot.generation) << 16 | u64::from(index));
+        let mut path =
+            Path { queue: &mut self.queue, memory: &mut self.memory, counters: &mut self.counters };
+        let done = chain.advance(tag, &slot.request, slot.cursor, &mut path);
+        slot.cursor = done.cursor;
+        slot.parts += done.pushed;
+        slot.extent = slot.extent.or(done.extent);
+        if done.cursor < slot.request.len && slot.request.op != Op::Flush {
+            self.slots.move_to(index, Place::AwaitingRoom);
+        } else if slot.parts == 0 {
+            self.leave_chain(index);
+        }
+    }
+
+    /// One I/O has ended.
+    fn completed(&mut self, completion: &Completion) {
+        let index = SlotIndex::try_from(completion.tag.0 & 0xffff).expect("16 bits");
+        let slot = self.slots.get_mut(index);
+        assert!(
+            completion.tag.0 >> 16 == u64::from(slot.generation) && slot.parts > 0,
+            "a completion belongs to a request that runs"
+        );
+        slot.parts -= 1;
+        slot.status = slot.status.and(completion.status);
+        slot.extent = slot.extent.or(completion.extent);
+        let mapped = slot.request.op == Op::Flush || slot.cursor >= slot.request.len;
+        if slot.parts == 0 && mapped {
+            self.leave_chain(index);
+        }
+    }
+
+    /// All of a request is through the images.
+    fn leave_chain(&mut self, index: SlotIndex) {
+        let chain = self.chain.as_mut().expect("a request runs in a chain");
+        let slot = self.slots.get(index);
+        let mut path =
+            Path { queue: &mut self.queue, memory: &mut self.memory, counters: &mut self.counters };
+        let status = chain.finish(usize::from(index), &slot.request, slot.status, &mut path);
+        self.ended(index, status);
+    }
+
+    /// A try has ended: another one later, or the end.
+    fn ended(&mut self, index: SlotIndex, status: Status) {
+        let (now, timeout) = (self.now, self.retry_timeout);
+        let slot = self.slots.get_mut(index);
+        let again = status.errno().is_some_and(is_passing);
+        if again && now.after(RETRY_INTERVAL).since(slot.started) <= timeout {
+            slot.due = now.after(RETRY_INTERVAL);
+            self.slots.move_to(index, Place::Parked);
+            self.counters.retried();
+        } else {
+            self.finished(index, status);
+        }
+    }
+
+    fn finished(&mut self, index: SlotIndex, status: Status) {
+        self.slots.get_mut(index).status = status;
+        self.slots.move_to(index, Place::Finished);
+        self.slots.settle(index);
+        self.last_end = self.now;
+        self.watchdog_barked = false;
+        self.begin_flushes();
+    }
+
+    /// Begins the flushes that wait for nothing any more, oldest first.
+    fn begin_flushes(&mut self) {
+        while self.chain.is_some()
+            && let Some(index) = self.slots.first(Place::AwaitingWrites)
+            && !self.slots.has_earlier_change(index)
+        {
+            self.begin(index);
+        }
+    }
+
+    /// Takes what the queue has finished; returns how many I/Os.
+    pub fn reap(&mut self) -> usize {
+        // Copied out first, then handled: handling one may push I/O.
+        let mut completions = std::mem::take(&mut self.completions);
+        let count = self.queue.reap(|completion| completions.push(completion));
+        for completion in &completions {
+            self.completed(completion);
+        }
+        completions.clear();
+        self.completions = completions;
+        while self.queue.has_room()
+            && let Some(index) = self.slots.first(Place::AwaitingRoom)
+        {
+            self.slots.move_to(index, Place::Running);
+            self.advance(index);
+        }
+        count
+    }
+
+    /// Hands every request that has ended to `deliver`, with the door that it came from, and frees it.
+    pub fn answers(
+        &mut self,
+        mut deliver: impl FnMut(DoorIndex, Token, Answer, &mut Memory),
+    ) -> usize {
+        let mut count = 0;
+        while let Some(index) = self.slots.first(Place::Finished) {
+            let slot = self.slots.get(index);
+            let answer = Answer { status: slot.status, extent: slot.extent };
+            let latency = self.now.since(slot.started);
+            self.counters.completed(slot.request.op, slot.status == Status::Done, latency);
+            deliver(slot.door, slot.request.token, answer, &mut self.memory);
+            self.slots.move_to(index, Place::Free);
+            count += 1;
+        }
+        count
+    }
+
+    /// When there is something to do although nothing comes in: a retry, or the watchdog.
+    #[must_use]
+    pub fn deadline(&self) -> Option<Now> {
+        // Parked requests all wait equally long, so the first is the earliest.
+        let retry = self.slots.first(Place::Parked).filter(|_| self.chain.is_some());
+        let retry = retry.map(|index| self.slots.get(index).due);
+        let watched = !self.watchdog_barked && !self.is_drained();
+        let watchdog = watched.then(|| self.last_progress().after(WATCHDOG));
+        [retry, watchdog].into_iter().flatten().min()
+    }
+
+    fn last_progress(&self) -> Now {
+        let oldest = [Place::Running, Place::Held]
+            .iter()
+            .filter_map(|place| self.slots.first(*place))
+            .map(|index| self.slots.get(index).started)
+            .min();
+        oldest.map_or(self.last_end, |started| started.max(self.last_end))
+    }
+
+    /// Begins what is due; returns whether the watchdog barks: requests run and none has ended for
+    /// [`WATCHDOG`].
+    pub fn maintain(&mut self) -> bool {
+        while self.chain.is_some()
+            && let Some(index) = self.slots.first(Place::Parked)
+            && self.slots.get(index).due <= self.now
+        {
+            self.begin(index);
+        }
+        let stuck = !self.is_drained() && self.now.since(self.last_progress()) >= WATCHDOG;
+        let barks = stuck && !self.watchdog_barked;
+        self.watchdog_barked |= stuck;
+        barks
+    }
+
+    /// Ends by force every request that no I/O is under way for, and asks the queue to cancel the rest.
+    pub fn shut_down(&mut self) {
+        for place in [Place::Held, Place::AwaitingWrites, Place::Parked] {
+            while let Some(index) = self.slots.first(place) {
+                self.finished(index, Status::Failed(Errno::ESHUTDOWN));
+            }
+        }
+        while let Some(index) = self.slots.first(Place::AwaitingRoom) {
+            let slot = self.slots.get_mut(index);
+            slot.status = slot.status.and(Status::Failed(Errno::ESHUTDOWN));
+            slot.cursor = slot.request.len;
+            let (parts, status) = (slot.parts, slot.status);
+            if parts == 0 {
+                self.finished(index, status);
+            } else {
+                self.slots.move_to(index, Place::Running);
+            }
+        }
+        self.queue.cancel_all();
+    }
+
+    /// A person's view, for the debug dump.
+    ///
+    /// # Errors
+    /// Those of `out`.
+    pub fn describe(&self, out: &mut dyn std::fmt::Write) -> std::fmt::Result {
+        writeln!(out, "disk {:?}, outstanding {}", self.info, self.outstanding())?;
+        if let Some(chain) = &self.chain {
+            chain.describe(out)?;
+        }
+        for (place, name) in [
+            (Place::Running, "running"),
+            (Place::AwaitingRoom, "awaiting room"),
+            (Place::AwaitingWrites, "awaiting writes"),
+            (Place::Parked, "parked"),
+            (Place::Held, "held"),
+        ] {
+            let mut next = self.slots.first(place);
+            while let Some(index) = next {
+                let slot = self.slots.get(index);
+                let Request { op, offset, len, .. } = slot.request;
+                let age = self.now.since(slot.started).as_millis();
+                let parts = slot.parts;
+                writeln!(out, "  {name}: {op:?} {offset}+{len}, {parts} I/Os, {age} ms old")?;
+                next = self.slots.after(index);
+            }
+        }
+        self.queue.describe(out)
+    }
+}
+
+/// Whether an error may pass by itself. ENOSPC does not: space has to be made.
+fn is_passing(errno: Errno) -> bool {
+    matches!(errno, Errno::EAGAIN | Errno::EBUSY | Errno::EINTR)
+}
+
+/// The checks that are the same for every door.
+fn check(request: &Request, info: DiskInfo) -> Result<(), Errno> {
+    if request.op == Op::Flush {
+        return Ok(());
+    }
+    if request.op.is_change() && info.read_only {
+        return Err(Errno::EPERM);
+    }
+    let end = request.offset.checked_add(request.len).ok_or(Errno::EINVAL)?;
+    let sector_size = u64::from(info.sector_size);
+    let aligned =
+        request.offset.is_multiple_of(sector_size) && request.len.is_multiple_of(sector_size);
+    if request.len == 0 || !aligned {
+        return Err(Errno::EINVAL);
+    }
+    if end > info.size {
+        return Err(if request.op == Op::Write { Errno::ENOSPC } else { Errno::EINVAL });
+    }
+    assert!(
+        !request.op.has_data() || request.segments.bytes() == request.len,
+        "a door names memory for all of its data"
+    );
+    Ok(())
+}
+
+/// A door's view of its disk while it pulls.
+#[derive(Debug)]
+pub struct VbdIntake<'a> {
+    vbd: &'a mut Vbd,
+    door: DoorIndex,
+}
+
+impl Intake for VbdIntake<'_> {
+    fn has_room(&self) -> bool {
+        self.vbd.slots.count(Place::Free) > 0
+    }
+
+    fn start(&mut self, request: &Request) {
+        self.vbd.start(self.door, request);
+    }
+
+    fn memory(&mut self) -> &mut Memory {
+        &mut self.vbd.memory
+    }
+
+    fn info(&self) -> DiskInfo {
+        self.vbd.info
+    }
+
+    fn now(&self) -> Now {
+        self.vbd.now
+    }
+}
+
+#[cfg(test)]
+mod tests;
