@@ -3,6 +3,8 @@
 //! The `stuck` layer never ends a request. What must answer then answers; a test that has to wait for
 //! the opposite would hang, and is stopped by the limits of the clients that it uses.
 
+#![allow(clippy::unwrap_used)]
+
 use std::time::{Duration, Instant};
 
 use tapdisk_control::message::Params;

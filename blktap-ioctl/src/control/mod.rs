@@ -46,15 +46,13 @@ impl Places {
     /// The node of a tap's ring.
     #[must_use]
     pub fn ring_path(&self, minor: u32) -> PathBuf {
-        self.device_directory
-            .join(format!("{RING_NODE_PREFIX}{minor}"))
+        self.device_directory.join(format!("{RING_NODE_PREFIX}{minor}"))
     }
 
     /// The node of a tap's block device.
     #[must_use]
     pub fn device_path(&self, minor: u32) -> PathBuf {
-        self.device_directory
-            .join(format!("{BLOCK_NODE_PREFIX}{minor}"))
+        self.device_directory.join(format!("{BLOCK_NODE_PREFIX}{minor}"))
     }
 
     /// The control device as the kernel lists it; `None` when the driver is not there.
@@ -109,11 +107,7 @@ pub enum ControlError {
 
 impl ControlError {
     fn at(action: &'static str, path: &Path, source: io::Error) -> Self {
-        Self::Io {
-            action,
-            path: path.into(),
-            source,
-        }
+        Self::Io { action, path: path.into(), source }
     }
 
     /// The number that programs expect.
@@ -183,11 +177,7 @@ impl Control {
         for path in [&own, &places.device_root.join(name)] {
             let opened = open_node(path, device);
             if let Some(file) = opened.map_err(|source| ControlError::at("open", path, source))? {
-                return Ok(Self {
-                    file,
-                    path: path.clone(),
-                    places,
-                });
+                return Ok(Self { file, path: path.clone(), places });
             }
         }
         make_node(&own, device).map_err(|source| ControlError::at("make node", &own, source))?;
@@ -195,11 +185,7 @@ impl Control {
             file.ok_or_else(|| io::Error::other("Somebody exchanged the node at the same time"))
         });
         let file = opened.map_err(|source| ControlError::at("open", &own, source))?;
-        Ok(Self {
-            file,
-            path: own,
-            places,
-        })
+        Ok(Self { file, path: own, places })
     }
 
     /// Allocates the lowest free minor and makes its nodes, for root alone.
@@ -211,18 +197,10 @@ impl Control {
             Ok(handle) => handle,
             Err(Errno::ENOMEM) => return Err(ControlError::Exhausted),
             Err(errno) => {
-                return Err(ControlError::at(
-                    "allocate a tap with",
-                    &self.path,
-                    errno.into(),
-                ));
+                return Err(ControlError::at("allocate a tap with", &self.path, errno.into()));
             }
         };
-        let TapHandle {
-            ring_major,
-            block_major,
-            minor,
-        } = handle;
+        let TapHandle { ring_major, block_major, minor } = handle;
         let tap = Tap {
             minor,
             ring_path: self.places.ring_path(minor),
@@ -253,11 +231,7 @@ impl Control {
             Err(Errno::EBUSY) => Err(ControlError::Busy { minor }),
             // EINVAL: beyond what the driver has.
             Err(Errno::ENODEV | Errno::EINVAL) => Err(ControlError::NotAllocated { minor }),
-            Err(errno) => Err(ControlError::at(
-                "free a tap with",
-                &self.path,
-                errno.into(),
-            )),
+            Err(errno) => Err(ControlError::at("free a tap with", &self.path, errno.into())),
         }
     }
 }
@@ -268,10 +242,7 @@ mod tests {
 
     #[test]
     fn without_the_driver_there_is_nothing_to_open() {
-        let places = Places {
-            proc_misc: "/dev/null".into(),
-            ..Places::default()
-        };
+        let places = Places { proc_misc: "/dev/null".into(), ..Places::default() };
         assert_eq!(places.driver().unwrap(), None);
         let error = Control::open(places).unwrap_err();
         assert!(matches!(error, ControlError::NoDriver));
@@ -280,19 +251,13 @@ mod tests {
 
     #[test]
     fn an_unreadable_list_is_not_an_absent_driver() {
-        let places = Places {
-            proc_misc: "/dev/null/misc".into(),
-            ..Places::default()
-        };
+        let places = Places { proc_misc: "/dev/null/misc".into(), ..Places::default() };
         assert!(matches!(places.driver(), Err(ControlError::Io { .. })));
     }
 
     #[test]
     fn nodes_are_named_after_the_minor() {
-        let places = Places {
-            device_directory: "/d".into(),
-            ..Places::default()
-        };
+        let places = Places { device_directory: "/d".into(), ..Places::default() };
         assert_eq!(places.ring_path(7), Path::new("/d/blktap7"));
         assert_eq!(places.device_path(7), Path::new("/d/tapdev7"));
     }
@@ -300,10 +265,7 @@ mod tests {
     #[test]
     fn an_error_keeps_the_number_of_its_cause() {
         assert_eq!(ControlError::Busy { minor: 3 }.errno(), Errno::EBUSY);
-        assert_eq!(
-            ControlError::NotAllocated { minor: 3 }.errno(),
-            Errno::ENODEV
-        );
+        assert_eq!(ControlError::NotAllocated { minor: 3 }.errno(), Errno::ENODEV);
         let denied = io::Error::from(Errno::EPERM);
         let error = ControlError::at("make node", Path::new("/d/control"), denied);
         assert_eq!(error.errno(), Errno::EPERM);

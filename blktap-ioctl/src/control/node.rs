@@ -18,19 +18,11 @@ pub(super) struct Device {
 
 impl Device {
     pub(super) fn character(major: u32, minor: u32) -> Self {
-        Self {
-            is_block: false,
-            major,
-            minor,
-        }
+        Self { is_block: false, major, minor }
     }
 
     pub(super) fn block(major: u32, minor: u32) -> Self {
-        Self {
-            is_block: true,
-            major,
-            minor,
-        }
+        Self { is_block: true, major, minor }
     }
 
     fn number(self) -> dev_t {
@@ -39,11 +31,7 @@ impl Device {
 
     fn is(self, metadata: &Metadata) -> bool {
         let kind = metadata.file_type();
-        let is_kind = if self.is_block {
-            kind.is_block_device()
-        } else {
-            kind.is_char_device()
-        };
+        let is_kind = if self.is_block { kind.is_block_device() } else { kind.is_char_device() };
         is_kind && metadata.rdev() == self.number()
     }
 }
@@ -66,33 +54,18 @@ pub(super) fn open_node(path: &Path, device: Device) -> io::Result<Option<File>>
 /// be of an earlier life of the driver, with other majors.
 pub(super) fn make_node(path: &Path, device: Device) -> io::Result<()> {
     if let Some(directory) = path.parent() {
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o755)
-            .create(directory)?;
+        DirBuilder::new().recursive(true).mode(0o755).create(directory)?;
     }
     match fs::remove_file(path) {
         Err(error) if !is_absent(&error) => return Err(error),
         _ => {}
     }
-    let kind = if device.is_block {
-        SFlag::S_IFBLK
-    } else {
-        SFlag::S_IFCHR
-    };
-    Ok(mknod(
-        path,
-        kind,
-        Mode::S_IRUSR | Mode::S_IWUSR,
-        device.number(),
-    )?)
+    let kind = if device.is_block { SFlag::S_IFBLK } else { SFlag::S_IFCHR };
+    Ok(mknod(path, kind, Mode::S_IRUSR | Mode::S_IWUSR, device.number())?)
 }
 
 fn is_absent(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
-    )
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
 }
 
 #[cfg(test)]

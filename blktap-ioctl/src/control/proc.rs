@@ -27,10 +27,7 @@ pub struct Majors {
 #[must_use]
 pub fn parse_proc_misc(text: &str) -> Option<MiscDevice> {
     CONTROL_NAMES.iter().find_map(|name| {
-        let minor = text
-            .lines()
-            .filter_map(number_and_name)
-            .find(|(_, found)| found == name);
+        let minor = text.lines().filter_map(number_and_name).find(|(_, found)| found == name);
         minor.map(|(minor, _)| MiscDevice { name, minor })
     })
 }
@@ -79,21 +76,9 @@ Block devices:
     #[test]
     fn finds_the_control_device_under_either_name() {
         let found = parse_proc_misc(" 58 blktap/control\n175 agpgart\n");
-        assert_eq!(
-            found,
-            Some(MiscDevice {
-                name: "blktap/control",
-                minor: 58
-            })
-        );
+        assert_eq!(found, Some(MiscDevice { name: "blktap/control", minor: 58 }));
         let found = parse_proc_misc("175 agpgart\n  5 blktap-control\n");
-        assert_eq!(
-            found,
-            Some(MiscDevice {
-                name: "blktap-control",
-                minor: 5
-            })
-        );
+        assert_eq!(found, Some(MiscDevice { name: "blktap-control", minor: 5 }));
     }
 
     #[test]
@@ -119,10 +104,7 @@ Block devices:
 
     #[test]
     fn a_major_counts_in_its_own_section() {
-        let expected = Majors {
-            ring: Some(246),
-            block: Some(254),
-        };
+        let expected = Majors { ring: Some(246), block: Some(254) };
         assert_eq!(parse_proc_devices(DEVICES), expected);
     }
 

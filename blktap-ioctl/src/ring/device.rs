@@ -67,10 +67,7 @@ impl DeviceParams {
         let invalid = |message: String| Err(io::Error::new(io::ErrorKind::InvalidInput, message));
         let bytes = self.capacity.checked_mul(u64::from(SECTOR_SIZE));
         if self.capacity == 0 || bytes.and_then(|bytes| i64::try_from(bytes).ok()).is_none() {
-            return invalid(format!(
-                "Capacity {} sectors, wanted 1 to 2^54 - 1",
-                self.capacity
-            ));
+            return invalid(format!("Capacity {} sectors, wanted 1 to 2^54 - 1", self.capacity));
         }
         let sector_size = self.sector_size;
         let range = SECTOR_SIZE_MIN..=SECTOR_SIZE_MAX;
@@ -125,11 +122,7 @@ impl DeviceParams {
         for (target, source) in text.iter_mut().zip(&self.name) {
             *target = *source;
         }
-        Params {
-            name,
-            capacity: self.capacity,
-            sector_size: c_ulong::from(self.sector_size),
-        }
+        Params { name, capacity: self.capacity, sector_size: c_ulong::from(self.sector_size) }
     }
 }
 
@@ -201,11 +194,7 @@ fn create(door: &Door, params: &DeviceParams) -> io::Result<CreatedDevice> {
         return Err(first.into());
     }
     match door.create_device_compat(&params.to_params()) {
-        Ok(()) => Ok(CreatedDevice {
-            flush: false,
-            trim: false,
-            read_only: false,
-        }),
+        Ok(()) => Ok(CreatedDevice { flush: false, trim: false, read_only: false }),
         // It knows only the first one, and so what that said counts.
         Err(Errno::ENOTTY) => Err(first.into()),
         Err(errno) => Err(errno.into()),
@@ -228,10 +217,7 @@ mod tests {
 
     #[test]
     fn without_features_only_the_common_fields_are_set() {
-        let params = DeviceParams {
-            read_only: true,
-            ..DeviceParams::new(77)
-        };
+        let params = DeviceParams { read_only: true, ..DeviceParams::new(77) };
         let expected = DeviceInfoBoth {
             capacity: 77,
             sector_size: 512,
@@ -244,10 +230,7 @@ mod tests {
 
     #[test]
     fn flags_that_nobody_wrote_back_are_not_accepted() {
-        let params = DeviceParams {
-            flush: true,
-            ..DeviceParams::new(8)
-        };
+        let params = DeviceParams { flush: true, ..DeviceParams::new(8) };
         let mut info = params.to_info();
         assert!(!accepted(&info, &params).flush);
         info.flags &= DEVICE_FLAG_FLUSH | DEVICE_FLAG_PHYSICAL_SIZE;
@@ -256,10 +239,7 @@ mod tests {
 
     #[test]
     fn a_long_name_is_cut_before_its_nul() {
-        let params = DeviceParams {
-            name: vec![b'x'; 300],
-            ..DeviceParams::new(8)
-        };
+        let params = DeviceParams { name: vec![b'x'; 300], ..DeviceParams::new(8) };
         let name = params.to_params().name;
         assert_eq!(name[254], b'x');
         assert_eq!(name[255], 0);
@@ -270,36 +250,13 @@ mod tests {
         let good = DeviceParams::new(8);
         assert!(good.check().is_ok());
         for capacity in [0, 1 << 54, u64::MAX] {
-            assert!(
-                DeviceParams {
-                    capacity,
-                    ..good.clone()
-                }
-                .check()
-                .is_err(),
-                "{capacity}"
-            );
+            assert!(DeviceParams { capacity, ..good.clone() }.check().is_err(), "{capacity}");
         }
         for sector_size in [0, 1, 256, 513, 8192] {
-            assert!(
-                DeviceParams {
-                    sector_size,
-                    ..good.clone()
-                }
-                .check()
-                .is_err(),
-                "{sector_size}"
-            );
+            assert!(DeviceParams { sector_size, ..good.clone() }.check().is_err(), "{sector_size}");
         }
         for physical_sector_size in [0, 256, 768] {
-            assert!(
-                DeviceParams {
-                    physical_sector_size,
-                    ..good.clone()
-                }
-                .check()
-                .is_err()
-            );
+            assert!(DeviceParams { physical_sector_size, ..good.clone() }.check().is_err());
         }
     }
 }

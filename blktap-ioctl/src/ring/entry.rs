@@ -163,16 +163,9 @@ impl fmt::Display for Reason {
         match *self {
             Self::Operation(found) => write!(formatter, "Operation {found}, not 0 to 3"),
             Self::SegmentCount(found) => {
-                write!(
-                    formatter,
-                    "{found} segments, not 1 to 11 for data or 0 without"
-                )
+                write!(formatter, "{found} segments, not 1 to 11 for data or 0 without")
             }
-            Self::SegmentBounds {
-                segment,
-                first_sect,
-                last_sect,
-            } => {
+            Self::SegmentBounds { segment, first_sect, last_sect } => {
                 write!(
                     formatter,
                     "Segment {segment} has sectors {first_sect} to {last_sect} of 0 to 7"
@@ -224,10 +217,7 @@ fn parse_answerable(
 ) -> Result<RingRequest, Reason> {
     let op = Op::from_raw(operation).ok_or(Reason::Operation(operation))?;
     let [count] = field(entry, std::mem::offset_of!(RequestEntry, nr_segments));
-    let found = u64::from_ne_bytes(field(
-        entry,
-        std::mem::offset_of!(RequestEntry, sector_number),
-    ));
+    let found = u64::from_ne_bytes(field(entry, std::mem::offset_of!(RequestEntry, sector_number)));
     let mut segments = [Segment::default(); SEGMENTS_MAX];
     let (sector, sectors) = match op {
         Op::Read | Op::Write => {
@@ -248,14 +238,7 @@ fn parse_answerable(
         }
     };
     let bytes = range_bytes(sector, sectors).ok_or(Reason::Range { sector })?;
-    Ok(RingRequest {
-        id,
-        op,
-        sector,
-        bytes,
-        segments,
-        count,
-    })
+    Ok(RingRequest { id, op, sector, bytes, segments, count })
 }
 
 /// Fills in the segments; returns the sum of their sectors.
@@ -271,11 +254,7 @@ fn parse_segments(
     for (number, (raw, segment)) in (0..count).zip(raw.iter().zip(segments)) {
         let [_, _, _, _, first_sect, last_sect, _, _] = *raw;
         if first_sect > last_sect || last_sect >= SECTORS_PER_PAGE {
-            return Err(Reason::SegmentBounds {
-                segment: number,
-                first_sect,
-                last_sect,
-            });
+            return Err(Reason::SegmentBounds { segment: number, first_sect, last_sect });
         }
         let length = u32::from(last_sect.wrapping_sub(first_sect)).wrapping_add(1);
         sectors = sectors.wrapping_add(u64::from(length));
@@ -291,10 +270,7 @@ fn parse_segments(
 fn page_offset(id: RequestId, segment: u8) -> u32 {
     const PAGES_PER_REQUEST: u32 = 11;
     const _: () = assert!(PAGES_PER_REQUEST as usize == SEGMENTS_MAX && PAGE_SIZE == 4096);
-    id.index()
-        .wrapping_mul(PAGES_PER_REQUEST)
-        .wrapping_add(u32::from(segment))
-        .wrapping_mul(4096)
+    id.index().wrapping_mul(PAGES_PER_REQUEST).wrapping_add(u32::from(segment)).wrapping_mul(4096)
 }
 
 /// At most 4096: a segment has at most 8 sectors.
@@ -304,18 +280,14 @@ fn sector_bytes(sectors: u32) -> u32 {
 
 fn range_bytes(sector: u64, sectors: u64) -> Option<u64> {
     let bytes = sectors.checked_mul(u64::from(SECTOR_SIZE))?;
-    let end = sector
-        .checked_mul(u64::from(SECTOR_SIZE))?
-        .checked_add(bytes)?;
+    let end = sector.checked_mul(u64::from(SECTOR_SIZE))?.checked_add(bytes)?;
     i64::try_from(end).ok().map(|_| bytes)
 }
 
 /// The bytes of a field of the layout.
 fn field<const N: usize>(entry: &[u8; ENTRY_SIZE], offset: usize) -> [u8; N] {
     let (_, tail) = entry.split_at(offset);
-    tail.first_chunk()
-        .copied()
-        .expect("the field is inside the layout")
+    tail.first_chunk().copied().expect("the field is inside the layout")
 }
 
 #[cfg(test)]

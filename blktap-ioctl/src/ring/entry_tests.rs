@@ -35,24 +35,12 @@ fn reason(bytes: &[u8; ENTRY_SIZE]) -> Reason {
 fn segments_lie_in_the_pages_of_their_request() {
     let request = parse_entry(&entry(OP_READ, 3, 100, &[(2, 7), (0, 7), (0, 1)])).unwrap();
     let expected = [
-        Segment {
-            offset: 4096 * 33 + 1024,
-            len: 3072,
-        },
-        Segment {
-            offset: 4096 * 34,
-            len: 4096,
-        },
-        Segment {
-            offset: 4096 * 35,
-            len: 1024,
-        },
+        Segment { offset: 4096 * 33 + 1024, len: 3072 },
+        Segment { offset: 4096 * 34, len: 4096 },
+        Segment { offset: 4096 * 35, len: 1024 },
     ];
     assert_eq!(request.segments(), expected);
-    assert_eq!(
-        (request.id.index(), request.op, request.sector),
-        (3, Op::Read, 100)
-    );
+    assert_eq!((request.id.index(), request.op, request.sector), (3, Op::Read, 100));
     assert_eq!((request.bytes, request.offset()), (8192, 51200));
 }
 
@@ -67,10 +55,7 @@ fn the_largest_request_is_44_kib_and_ends_with_the_data_area() {
 #[test]
 fn rejects_ids_past_31() {
     for id in [32, 33, 255, 256, 1 << 32, u64::MAX] {
-        assert_eq!(
-            parse_entry(&entry(OP_READ, id, 0, &[(0, 7)])),
-            Err(EntryFault::Id(id))
-        );
+        assert_eq!(parse_entry(&entry(OP_READ, id, 0, &[(0, 7)])), Err(EntryFault::Id(id)));
     }
 }
 
@@ -78,11 +63,7 @@ fn rejects_ids_past_31() {
 fn rejects_unknown_operations_and_keeps_them_for_the_response() {
     for op in 4..=255 {
         let id = RequestId::new(7).unwrap();
-        let fault = EntryFault::Malformed {
-            id,
-            operation: op,
-            reason: Reason::Operation(op),
-        };
+        let fault = EntryFault::Malformed { id, operation: op, reason: Reason::Operation(op) };
         assert_eq!(parse_entry(&entry(op, 7, 0, &[(0, 7)])), Err(fault));
     }
 }
@@ -94,10 +75,7 @@ fn rejects_data_requests_without_1_to_11_segments() {
         for count in 0..=255 {
             bytes[1] = count;
             if (1..=11).contains(&count) {
-                assert_eq!(
-                    parse_entry(&bytes).unwrap().segments().len(),
-                    usize::from(count)
-                );
+                assert_eq!(parse_entry(&bytes).unwrap().segments().len(), usize::from(count));
             } else {
                 assert_eq!(reason(&bytes), Reason::SegmentCount(count));
             }
@@ -126,11 +104,7 @@ fn accepts_exactly_the_segments_inside_a_page() {
                 assert_eq!(segment.offset, 4096 * 56 + 512 * u32::from(first_sect));
                 assert_eq!(segment.len, 512 * u32::from(last_sect - first_sect + 1));
             } else {
-                let expected = Reason::SegmentBounds {
-                    segment: 1,
-                    first_sect,
-                    last_sect,
-                };
+                let expected = Reason::SegmentBounds { segment: 1, first_sect, last_sect };
                 assert_eq!(reason(&bytes), expected);
             }
         }
@@ -152,19 +126,10 @@ fn rejects_ranges_that_end_past_2_to_the_63_bytes() {
         let bytes = entry(OP_READ, 0, sector, &[(0, 7)]);
         assert_eq!(reason(&bytes), Reason::Range { sector });
     }
-    for (sector, sectors) in [
-        (1, u64::MAX),
-        (u64::MAX, 1),
-        (limit, 1),
-        (1, limit),
-        (0, 1 << 55),
-    ] {
+    for (sector, sectors) in [(1, u64::MAX), (u64::MAX, 1), (limit, 1), (1, limit), (0, 1 << 55)] {
         assert_eq!(reason(&trim(0, sector, sectors)), Reason::Range { sector });
     }
-    assert_eq!(
-        parse_entry(&trim(0, 1, limit - 1)).unwrap().bytes,
-        (limit - 1) * 512
-    );
+    assert_eq!(parse_entry(&trim(0, 1, limit - 1)).unwrap().bytes, (limit - 1) * 512);
 }
 
 #[test]
@@ -177,10 +142,7 @@ fn a_flush_has_neither_place_nor_length() {
     let mut bytes = entry(OP_FLUSH, 9, u64::MAX, &[]);
     bytes[24..].fill(0xFF);
     let request = parse_entry(&bytes).unwrap();
-    assert_eq!(
-        (request.op, request.sector, request.bytes),
-        (Op::Flush, 0, 0)
-    );
+    assert_eq!((request.op, request.sector, request.bytes), (Op::Flush, 0, 0));
     assert!(request.segments().is_empty());
 }
 

@@ -25,12 +25,7 @@ pub(super) struct Lease {
 
 impl Lease {
     pub(super) fn new(pages: Pages) -> Self {
-        Self {
-            pages,
-            held: 0,
-            answered: 0,
-            operations: [0; 32],
-        }
+        Self { pages, held: 0, answered: 0, operations: [0; 32] }
     }
 
     pub(super) fn pages(&self) -> &Pages {
@@ -50,11 +45,7 @@ impl Lease {
 
     /// Ends the server's hold on the pages of a request; returns its operation.
     pub(super) fn answer(&mut self, id: RequestId) -> u8 {
-        assert!(
-            self.held & id.bit() != 0,
-            "request {} is not outstanding",
-            id.index()
-        );
+        assert!(self.held & id.bit() != 0, "request {} is not outstanding", id.index());
         self.held &= !id.bit();
         self.answered |= id.bit();
         self.operations[id.slot()]

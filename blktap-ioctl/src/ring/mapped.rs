@@ -100,17 +100,9 @@ impl fmt::Display for RingFault {
             Self::Malformed { id, reason } => write!(formatter, "Request {}: {reason}", id.index()),
             Self::Id(found) => write!(formatter, "Request id {found}, not 0 to 31"),
             Self::Duplicate(id) => {
-                write!(
-                    formatter,
-                    "Request id {} again, before it ended",
-                    id.index()
-                )
+                write!(formatter, "Request id {} again, before it ended", id.index())
             }
-            Self::Index {
-                req_prod,
-                req_cons,
-                rsp_prod,
-            } => write!(
+            Self::Index { req_prod, req_cons, rsp_prod } => write!(
                 formatter,
                 "Producer index {req_prod}, with {req_cons} taken and {rsp_prod} answered of 32"
             ),
@@ -131,14 +123,8 @@ pub struct Busy {
 
 impl fmt::Display for Busy {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self {
-            outstanding,
-            unpushed,
-        } = self;
-        write!(
-            formatter,
-            "{outstanding} requests outstanding, {unpushed} responses not pushed"
-        )
+        let Self { outstanding, unpushed } = self;
+        write!(formatter, "{outstanding} requests outstanding, {unpushed} responses not pushed")
     }
 }
 
@@ -175,11 +161,7 @@ impl MappedRing {
         let polled = self.door.poll()?;
         let message = self.lease.pages().message();
         // A message makes the driver say yes for as long as it stands, some for ever.
-        let is_event = if message == MESSAGE_NONE {
-            polled
-        } else {
-            message != self.message_seen
-        };
+        let is_event = if message == MESSAGE_NONE { polled } else { message != self.message_seen };
         self.message_seen = message;
         let published = self.lease.pages().index(Index::Requests);
         Ok(is_event || (!self.is_dead && published != self.req_cons))
@@ -199,11 +181,9 @@ impl MappedRing {
         self.req_cons = self.req_cons.wrapping_add(1);
         let (id, operation, result) = match parse_entry(&entry) {
             Ok(request) => (request.id, request.op.to_raw(), Ok(request)),
-            Err(EntryFault::Malformed {
-                id,
-                operation,
-                reason,
-            }) => (id, operation, Err(RingFault::Malformed { id, reason })),
+            Err(EntryFault::Malformed { id, operation, reason }) => {
+                (id, operation, Err(RingFault::Malformed { id, reason }))
+            }
             Err(EntryFault::Id(found)) => return Some(Err(self.die(RingFault::Id(found)))),
         };
         if !self.lease.take(id, operation) {
@@ -248,9 +228,7 @@ impl MappedRing {
         let operation = self.lease.answer(id);
         let [low, high] = status.to_ne_bytes();
         let tail = u64::from_ne_bytes([operation, 0, low, high, 0, 0, 0, 0]);
-        self.lease
-            .pages()
-            .write_response(self.rsp_prod, [u64::from(id.index()), tail]);
+        self.lease.pages().write_response(self.rsp_prod, [u64::from(id.index()), tail]);
         self.rsp_prod = self.rsp_prod.wrapping_add(1);
         self.is_unpushed = true;
     }
@@ -264,9 +242,7 @@ impl MappedRing {
         if !self.is_unpushed {
             return Ok(());
         }
-        self.lease
-            .pages()
-            .set_index(Index::Responses, self.rsp_prod);
+        self.lease.pages().set_index(Index::Responses, self.rsp_prod);
         self.door.respond()?;
         self.is_unpushed = false;
         self.lease.pushed();
@@ -344,8 +320,7 @@ impl MappedRing {
     /// # Errors
     /// EINVAL when not paused, ENOTTY where the driver has no such call.
     pub fn resume(&mut self, outcome: Result<(), Errno>) -> io::Result<()> {
-        self.door
-            .resume(outcome.map_or_else(|errno| -(errno as i32), |()| i32::from(STATUS_OKAY)))
+        self.door.resume(outcome.map_or_else(|errno| -(errno as i32), |()| i32::from(STATUS_OKAY)))
     }
 
     /// Unmaps the pages. Deregister the fd first, and remove the device: what the kernel still has is
@@ -356,10 +331,7 @@ impl MappedRing {
     // The ring itself is the larger part of the error: it is given back.
     #[allow(clippy::result_large_err)]
     pub fn unmap(self) -> Result<Ring, (Self, Busy)> {
-        let busy = Busy {
-            outstanding: self.lease.held(),
-            unpushed: self.lease.answered(),
-        };
+        let busy = Busy { outstanding: self.lease.held(), unpushed: self.lease.answered() };
         if busy.outstanding != 0 || busy.unpushed != 0 {
             return Err((self, busy));
         }

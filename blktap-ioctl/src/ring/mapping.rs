@@ -49,10 +49,7 @@ impl Pages {
     /// Maps all pages of a ring at once, shared.
     pub(crate) fn map(fd: BorrowedFd<'_>) -> io::Result<Self> {
         let map = MmapOptions::new().len(MAP_SIZE).map_raw(fd.as_raw_fd())?;
-        Ok(Self {
-            map: ManuallyDrop::new(map),
-            leaked: false,
-        })
+        Ok(Self { map: ManuallyDrop::new(map), leaked: false })
     }
 
     /// Leaves the pages mapped for ever: I/O on them is under way and cannot be waited for.
@@ -83,10 +80,7 @@ impl Pages {
         let base = entry_offset(index);
         let mut copy = [0; ENTRY_SIZE];
         for (number, bytes) in copy.as_chunks_mut::<8>().0.iter_mut().enumerate() {
-            *bytes = self
-                .word64(base + 8 * number)
-                .load(Ordering::Relaxed)
-                .to_ne_bytes();
+            *bytes = self.word64(base + 8 * number).load(Ordering::Relaxed).to_ne_bytes();
         }
         copy
     }
@@ -95,8 +89,7 @@ impl Pages {
     pub(crate) fn write_response(&self, index: u32, words: [u64; 2]) {
         let base = entry_offset(index);
         for (number, word) in words.into_iter().enumerate() {
-            self.word64(base + 8 * number)
-                .store(word, Ordering::Relaxed);
+            self.word64(base + 8 * number).store(word, Ordering::Relaxed);
         }
     }
 
@@ -170,8 +163,7 @@ impl Pages {
     pub(crate) fn write_entry(&self, index: u32, words: &[u64; ENTRY_SIZE / 8]) {
         let base = entry_offset(index);
         for (number, word) in words.iter().enumerate() {
-            self.word64(base + 8 * number)
-                .store(*word, Ordering::Relaxed);
+            self.word64(base + 8 * number).store(*word, Ordering::Relaxed);
         }
     }
 

@@ -95,9 +95,7 @@ impl Ring {
     /// EBUSY when it is open already, ENXIO when the minor is not allocated, and those of open.
     pub fn open(path: &Path) -> io::Result<Self> {
         let file = OpenOptions::new().read(true).write(true).open(path)?;
-        Ok(Self {
-            door: Door::Device(file),
-        })
+        Ok(Self { door: Door::Device(file) })
     }
 
     pub(crate) fn from_door(door: Door) -> Self {

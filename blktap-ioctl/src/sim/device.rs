@@ -43,15 +43,8 @@ pub struct SimDevice {
 
 impl SimDevice {
     pub(super) fn new(kernel: Arc<Kernel>) -> Self {
-        let bytes = if kernel.lock().options.copy_data {
-            REQUEST_BYTES_MAX
-        } else {
-            0
-        };
-        Self {
-            kernel,
-            spare: Arc::new(Mutex::new(vec![0; bytes].into())),
-        }
+        let bytes = if kernel.lock().options.copy_data { REQUEST_BYTES_MAX } else { 0 };
+        Self { kernel, spare: Arc::new(Mutex::new(vec![0; bytes].into())) }
     }
 
     /// Queues a read. `sector` in 512 bytes, here and below; `cookie` comes back with the completion.
@@ -77,11 +70,7 @@ impl SimDevice {
         data: &[u8],
     ) -> Result<(), Errno> {
         let has_data = self.kernel.lock().options.copy_data;
-        assert!(
-            !has_data || data.len() == segments.bytes(),
-            "{} bytes of data",
-            data.len()
-        );
+        assert!(!has_data || data.len() == segments.bytes(), "{} bytes of data", data.len());
         let data = if has_data { data } else { &[] };
         self.submit(cookie, Op::Write, sector, 0, segments, data)
     }
@@ -112,20 +101,8 @@ impl SimDevice {
         data: &[u8],
     ) -> Result<(), Errno> {
         let is_data = matches!(op, Op::Read | Op::Write);
-        assert!(
-            is_data != segments.as_slice().is_empty(),
-            "{op:?} with {segments:?}"
-        );
-        self.kernel.submit(
-            BlockRequest {
-                cookie,
-                op,
-                sector,
-                sectors,
-                segments,
-            },
-            data,
-        )
+        assert!(is_data != segments.as_slice().is_empty(), "{op:?} with {segments:?}");
+        self.kernel.submit(BlockRequest { cookie, op, sector, sectors, segments }, data)
     }
 
     /// Looks at each request that ended before this call, in the order in which they ended. `look` may
@@ -134,10 +111,7 @@ impl SimDevice {
     /// # Panics
     /// When two threads, or `look`, ask at the same time.
     pub fn completions(&self, mut look: impl FnMut(Completion<'_>)) -> usize {
-        let mut spare = self
-            .spare
-            .try_lock()
-            .expect("one looks at completions at a time");
+        let mut spare = self.spare.try_lock().expect("one looks at completions at a time");
         let mut state = self.kernel.lock();
         self.kernel.clear_done(&mut state);
         let count = state.queue.done_count();
@@ -145,29 +119,13 @@ impl SimDevice {
             let Some((tag, outcome)) = state.queue.pop_done() else {
                 break;
             };
-            let BlockRequest {
-                cookie,
-                op,
-                sector,
-                segments,
-                ..
-            } = state.queue.request(tag);
+            let BlockRequest { cookie, op, sector, segments, .. } = state.queue.request(tag);
             std::mem::swap(state.queue.buffer(tag), &mut spare);
             state.queue.release(tag);
             drop(state);
             let has_data = outcome.is_ok() && op == Op::Read;
-            let len = if has_data {
-                segments.bytes().min(spare.len())
-            } else {
-                0
-            };
-            look(Completion {
-                cookie,
-                op,
-                sector,
-                outcome,
-                data: &spare[..len],
-            });
+            let len = if has_data { segments.bytes().min(spare.len()) } else { 0 };
+            look(Completion { cookie, op, sector, outcome, data: &spare[..len] });
             state = self.kernel.lock();
         }
         count

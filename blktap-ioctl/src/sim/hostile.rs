@@ -18,34 +18,27 @@ impl<'a> Hostile<'a> {
     /// Publishes an entry under the driver's own index, with any content. No request stands behind
     /// it: the response counts as a violation.
     pub fn publish(&self, entry: &[u8; ENTRY_SIZE]) {
-        self.kernel
-            .wake_after(|state| state.publish_raw(&words(entry)));
+        self.kernel.wake_after(|state| state.publish_raw(&words(entry)));
     }
 
     /// Overwrites the entry of request `index` (modulo 32) without publishing it.
     pub fn write_entry(&self, index: u32, entry: &[u8; ENTRY_SIZE]) {
-        self.kernel
-            .unlocked_pages()
-            .write_entry(index, &words(entry));
+        self.kernel.unlocked_pages().write_entry(index, &words(entry));
     }
 
     /// Sets the published producer index; the driver's own stays.
     pub fn set_req_prod(&self, value: u32) {
-        self.kernel
-            .wake_after(|state| state.pages.set_index(Index::Requests, value));
+        self.kernel.wake_after(|state| state.pages.set_index(Index::Requests, value));
     }
 
     /// Sets the index of responses, which only the server should write.
     pub fn set_rsp_prod(&self, value: u32) {
-        self.kernel
-            .unlocked_pages()
-            .set_index(Index::Responses, value);
+        self.kernel.unlocked_pages().set_index(Index::Responses, value);
     }
 
     /// Sets the message byte.
     pub fn set_message(&self, message: u8) {
-        self.kernel
-            .wake_after(|state| state.pages.set_message(message));
+        self.kernel.wake_after(|state| state.pages.set_message(message));
     }
 
     /// Writes 4 bytes of the ring's page; `offset` is below 4096 and a multiple of 4.
@@ -60,10 +53,7 @@ impl<'a> Hostile<'a> {
     #[must_use]
     pub fn indices(&self) -> (u32, u32) {
         let state = self.kernel.lock();
-        (
-            state.pages.index(Index::Requests),
-            state.pages.index(Index::Responses),
-        )
+        (state.pages.index(Index::Requests), state.pages.index(Index::Responses))
     }
 
     /// The 16 bytes of response `index` (modulo 32).
@@ -82,9 +72,7 @@ impl<'a> Hostile<'a> {
     /// # Panics
     /// When it is not inside.
     pub fn read_data(&self, offset: u32, bytes: &mut [u8]) {
-        self.kernel
-            .unlocked_pages()
-            .copy_out(offset as usize, bytes);
+        self.kernel.unlocked_pages().copy_out(offset as usize, bytes);
     }
 }
 

@@ -75,9 +75,7 @@ impl Kernel {
     fn wake(&self, state: &mut State) {
         if !state.is_ring_signalled {
             state.is_ring_signalled = true;
-            self.ring_event
-                .write(1)
-                .expect("an eventfd that was read takes a 1");
+            self.ring_event.write(1).expect("an eventfd that was read takes a 1");
         }
     }
 
@@ -92,9 +90,7 @@ impl Kernel {
     fn signal_done(&self, state: &mut State) {
         if state.queue.done_count() != 0 && !state.is_done_signalled {
             state.is_done_signalled = true;
-            self.done_event
-                .write(1)
-                .expect("an eventfd that was read takes a 1");
+            self.done_event.write(1).expect("an eventfd that was read takes a 1");
         }
     }
 
@@ -102,9 +98,7 @@ impl Kernel {
     pub(super) fn clear_done(&self, state: &mut State) {
         if state.is_done_signalled {
             state.is_done_signalled = false;
-            self.done_event
-                .read()
-                .expect("the flag says that it was written");
+            self.done_event.read().expect("the flag says that it was written");
         }
     }
 
@@ -128,9 +122,7 @@ impl Kernel {
         let mut state = self.lock();
         if state.is_ring_signalled {
             state.is_ring_signalled = false;
-            self.ring_event
-                .read()
-                .expect("the flag says that it was written");
+            self.ring_event.read().expect("the flag says that it was written");
         }
         state.poll()
     }

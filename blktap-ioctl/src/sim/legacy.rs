@@ -34,11 +34,7 @@ pub(super) struct Pause {
 
 impl Default for Pause {
     fn default() -> Self {
-        Self {
-            state: PauseState::Running,
-            name: [0; NAME_SIZE],
-            response: None,
-        }
+        Self { state: PauseState::Running, name: [0; NAME_SIZE], response: None }
     }
 }
 
@@ -117,10 +113,6 @@ impl State {
         if self.options.driver != Driver::Legacy {
             return Err(Errno::ENOTTY);
         }
-        if self.pause.state == wanted {
-            Ok(())
-        } else {
-            Err(Errno::EINVAL)
-        }
+        if self.pause.state == wanted { Ok(()) } else { Err(Errno::EINVAL) }
     }
 }

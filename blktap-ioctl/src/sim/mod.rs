@@ -104,9 +104,7 @@ impl Default for SimOptions {
 /// With a queue depth of 0.
 pub fn create(options: SimOptions) -> io::Result<(Ring, SimDevice)> {
     let kernel = Arc::new(Kernel::new(options)?);
-    let ring = Ring::from_door(Door::Sim(SimRing {
-        kernel: Arc::clone(&kernel),
-    }));
+    let ring = Ring::from_door(Door::Sim(SimRing { kernel: Arc::clone(&kernel) }));
     Ok((ring, SimDevice::new(kernel)))
 }
 

@@ -18,10 +18,7 @@ pub struct SimSegment {
 
 impl SimSegment {
     /// A whole page.
-    pub const PAGE: Self = Self {
-        first: 0,
-        last: SECTORS_PER_PAGE - 1,
-    };
+    pub const PAGE: Self = Self { first: 0, last: SECTORS_PER_PAGE - 1 };
 
     /// In bytes.
     #[must_use]
@@ -72,14 +69,8 @@ impl Segments {
     }
 
     fn push(&mut self, item: SimSegment) {
-        assert!(
-            usize::from(self.count) < SEGMENTS_MAX,
-            "a request has at most 11 segments"
-        );
-        assert!(
-            item.first <= item.last && item.last < SECTORS_PER_PAGE,
-            "{item:?} of a page"
-        );
+        assert!(usize::from(self.count) < SEGMENTS_MAX, "a request has at most 11 segments");
+        assert!(item.first <= item.last && item.last < SECTORS_PER_PAGE, "{item:?} of a page");
         self.items[usize::from(self.count)] = item;
         self.count += 1;
     }
@@ -114,10 +105,7 @@ impl BlockRequest {
         op: Op::Flush,
         sector: 0,
         sectors: 0,
-        segments: Segments {
-            items: [SimSegment { first: 0, last: 0 }; SEGMENTS_MAX],
-            count: 0,
-        },
+        segments: Segments { items: [SimSegment { first: 0, last: 0 }; SEGMENTS_MAX], count: 0 },
     };
 
     /// Its entry in the ring.

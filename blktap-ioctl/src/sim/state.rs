@@ -65,11 +65,7 @@ impl State {
     }
 
     pub(super) fn check_mapped(&self) -> Result<(), Errno> {
-        if self.file == File::Mapped {
-            Ok(())
-        } else {
-            Err(Errno::EACCES)
-        }
+        if self.file == File::Mapped { Ok(()) } else { Err(Errno::EACCES) }
     }
 
     /// Requests in the ring.
@@ -78,11 +74,7 @@ impl State {
     }
 
     pub(super) fn mapped(&mut self) {
-        assert!(
-            self.file == File::Opened,
-            "a ring that is {:?} was mapped",
-            self.file
-        );
+        assert!(self.file == File::Opened, "a ring that is {:?} was mapped", self.file);
         self.file = File::Mapped;
         self.req_prod = self.options.first_index;
         self.rsp_cons = self.options.first_index;
@@ -112,17 +104,13 @@ impl State {
         while self.pending != 0 {
             let slot = self.pending.trailing_zeros();
             self.pending &= !(1 << slot);
-            self.queue
-                .finish(self.slots[slot as usize], Err(Errno::EIO));
+            self.queue.finish(self.slots[slot as usize], Err(Errno::EIO));
         }
     }
 
     /// Returns whether there is news for the server.
     pub(super) fn poll(&mut self) -> bool {
-        assert!(
-            self.file == File::Mapped,
-            "drivers crash when a ring is polled without a mapping"
-        );
+        assert!(self.file == File::Mapped, "drivers crash when a ring is polled without a mapping");
         let published = self.publish();
         let closed = std::mem::take(&mut self.is_close_news);
         published || closed || self.pages.message() != 0
@@ -163,8 +151,7 @@ impl State {
             let mut rest = &self.queue.buffer(tag)[..];
             for (page, segment) in request.segments.as_slice().iter().enumerate() {
                 let (here, after) = rest.split_at(segment.bytes());
-                self.pages
-                    .copy_in(data_offset(slot, page, segment.first), here);
+                self.pages.copy_in(data_offset(slot, page, segment.first), here);
                 rest = after;
             }
         }
@@ -173,17 +160,13 @@ impl State {
     fn poison(&self, slot: usize, request: &BlockRequest, value: u8) {
         let count = request.segments.as_slice().len();
         if self.options.poison && count != 0 {
-            self.pages
-                .fill(data_offset(slot, 0, 0), count * PAGE_SIZE, value);
+            self.pages.fill(data_offset(slot, 0, 0), count * PAGE_SIZE, value);
         }
     }
 
     /// Takes the published responses; returns whether there were any.
     pub(super) fn consume(&mut self) -> bool {
-        let count = self
-            .pages
-            .index(Index::Responses)
-            .wrapping_sub(self.rsp_cons);
+        let count = self.pages.index(Index::Responses).wrapping_sub(self.rsp_cons);
         if count > RING_ENTRIES {
             self.violations += 1;
             return false;
@@ -199,10 +182,7 @@ impl State {
     }
 
     fn complete(&mut self, id: u64, operation: u8, status: i16) {
-        let bit = u32::try_from(id)
-            .ok()
-            .and_then(|id| 1_u32.checked_shl(id))
-            .unwrap_or(0);
+        let bit = u32::try_from(id).ok().and_then(|id| 1_u32.checked_shl(id)).unwrap_or(0);
         if self.pending & bit == 0 {
             self.violations += 1;
             return;
@@ -224,8 +204,7 @@ impl State {
             let mut rest = &mut self.queue.buffer(tag)[..];
             for (page, segment) in request.segments.as_slice().iter().enumerate() {
                 let (here, after) = rest.split_at_mut(segment.bytes());
-                self.pages
-                    .copy_out(data_offset(slot, page, segment.first), here);
+                self.pages.copy_out(data_offset(slot, page, segment.first), here);
                 rest = after;
             }
         }

@@ -12,9 +12,7 @@ use crate::sim::{Segments, SimDevice, SimOptions, SimRing};
 /// Both halves, raw; mapped, with a device, when `mapped`.
 fn raw(mapped: bool) -> (SimRing, SimDevice) {
     let kernel = Arc::new(Kernel::new(SimOptions::default()).unwrap());
-    let ring = SimRing {
-        kernel: Arc::clone(&kernel),
-    };
+    let ring = SimRing { kernel: Arc::clone(&kernel) };
     if mapped {
         drop(ring.map().unwrap());
         let mut info = DeviceInfoBoth {
@@ -33,9 +31,7 @@ fn respond(ring: &SimRing, index: u32, id: u64, operation: u8) {
     let tail = u64::from_ne_bytes([operation, 0, 0, 0, 0, 0, 0, 0]);
     let state = ring.kernel.lock();
     state.pages.write_response(index, [id, tail]);
-    state
-        .pages
-        .set_index(Index::Responses, index.wrapping_add(1));
+    state.pages.set_index(Index::Responses, index.wrapping_add(1));
     drop(state);
     ring.respond().unwrap();
 }
@@ -44,22 +40,12 @@ fn respond(ring: &SimRing, index: u32, id: u64, operation: u8) {
 fn nothing_works_before_the_ring_is_mapped() {
     let (ring, _device) = raw(false);
     let denied = Err(Errno::EACCES);
-    let params = Params {
-        name: [0; 256],
-        capacity: 8,
-        sector_size: 512,
-    };
+    let params = Params { name: [0; 256], capacity: 8, sector_size: 512 };
     assert_eq!(ring.create_device(&mut DeviceInfoBoth::default()), denied);
     assert_eq!(ring.create_device_compat(&params), denied);
     assert_eq!(ring.remove_device(), denied);
-    assert_eq!(
-        ring.respond().unwrap_err().raw_os_error(),
-        Some(Errno::EACCES as i32)
-    );
-    assert_eq!(
-        ring.pause().unwrap_err().raw_os_error(),
-        Some(Errno::EACCES as i32)
-    );
+    assert_eq!(ring.respond().unwrap_err().raw_os_error(), Some(Errno::EACCES as i32));
+    assert_eq!(ring.pause().unwrap_err().raw_os_error(), Some(Errno::EACCES as i32));
 }
 
 #[test]
@@ -108,33 +94,14 @@ fn a_driver_refuses_what_the_server_should_have() {
         ..DeviceInfoBoth::default()
     };
     let bad = [
-        DeviceInfoBoth {
-            capacity: 0,
-            ..good
-        },
-        DeviceInfoBoth {
-            sector_size: 520,
-            ..good
-        },
-        DeviceInfoBoth {
-            sector_size: 8192,
-            ..good
-        },
-        DeviceInfoBoth {
-            physical_sector_size: 0,
-            ..good
-        },
-        DeviceInfoBoth {
-            physical_sector_size: 256,
-            ..good
-        },
+        DeviceInfoBoth { capacity: 0, ..good },
+        DeviceInfoBoth { sector_size: 520, ..good },
+        DeviceInfoBoth { sector_size: 8192, ..good },
+        DeviceInfoBoth { physical_sector_size: 0, ..good },
+        DeviceInfoBoth { physical_sector_size: 256, ..good },
     ];
     for mut info in bad {
-        assert_eq!(
-            ring.create_device(&mut info),
-            Err(Errno::EINVAL),
-            "{info:?}"
-        );
+        assert_eq!(ring.create_device(&mut info), Err(Errno::EINVAL), "{info:?}");
     }
     assert_eq!(ring.create_device(&mut { good }), Ok(()));
 }

@@ -11,10 +11,7 @@ use crate::{attach, completed, take_all};
 const ALL_DRIVERS: [Driver; 3] = [Driver::Xcp, Driver::Dkms, Driver::Legacy];
 
 fn options(driver: Driver) -> SimOptions {
-    SimOptions {
-        driver,
-        ..SimOptions::default()
-    }
+    SimOptions { driver, ..SimOptions::default() }
 }
 
 fn everything() -> DeviceParams {
@@ -23,11 +20,7 @@ fn everything() -> DeviceParams {
         physical_sector_size: 4096,
         read_only: true,
         flush: true,
-        trim: Some(TrimParams {
-            granularity: 4096,
-            alignment: 512,
-            reads_zero: true,
-        }),
+        trim: Some(TrimParams { granularity: 4096, alignment: 512, reads_zero: true }),
         name: b"vhd:/disk".to_vec(),
         ..DeviceParams::new(2048)
     }
@@ -39,11 +32,7 @@ fn errno(error: &io::Error) -> Errno {
 
 #[test]
 fn each_driver_takes_what_it_knows() {
-    let plain = CreatedDevice {
-        flush: false,
-        trim: false,
-        read_only: true,
-    };
+    let plain = CreatedDevice { flush: false, trim: false, read_only: true };
     let disk = Disk {
         capacity: 2048,
         sector_size: 512,
@@ -56,39 +45,20 @@ fn each_driver_takes_what_it_knows() {
         (Driver::Xcp, plain, disk),
         (
             Driver::Dkms,
-            CreatedDevice {
-                flush: true,
-                trim: true,
-                ..plain
-            },
-            Disk {
-                flush: true,
-                trim: true,
-                ..disk
-            },
+            CreatedDevice { flush: true, trim: true, ..plain },
+            Disk { flush: true, trim: true, ..disk },
         ),
         (
             Driver::Legacy,
-            CreatedDevice {
-                read_only: false,
-                ..plain
-            },
-            Disk {
-                read_only: false,
-                physical_sector_size: 512,
-                ..disk
-            },
+            CreatedDevice { read_only: false, ..plain },
+            Disk { read_only: false, physical_sector_size: 512, ..disk },
         ),
     ];
     for (driver, created, disk) in expected {
         let (ring, device) = create(options(driver)).unwrap();
         let mut ring = ring.map().unwrap();
         assert_eq!(device.disk(), None);
-        assert_eq!(
-            ring.create_device(&everything()).unwrap(),
-            created,
-            "{driver:?}"
-        );
+        assert_eq!(ring.create_device(&everything()).unwrap(), created, "{driver:?}");
         assert_eq!(device.disk(), Some(disk), "{driver:?}");
     }
 }
@@ -96,11 +66,8 @@ fn each_driver_takes_what_it_knows() {
 #[test]
 fn without_features_a_driver_sees_only_what_all_know() {
     for driver in ALL_DRIVERS {
-        let params = DeviceParams {
-            sector_size: 4096,
-            physical_sector_size: 4096,
-            ..DeviceParams::new(64)
-        };
+        let params =
+            DeviceParams { sector_size: 4096, physical_sector_size: 4096, ..DeviceParams::new(64) };
         let (_ring, device) = serve(options(driver), &params).unwrap();
         let disk = device.disk().unwrap();
         assert_eq!((disk.capacity, disk.sector_size), (64, 4096));
@@ -113,10 +80,7 @@ fn there_is_one_device_at_a_time() {
     for driver in ALL_DRIVERS {
         let params = DeviceParams::new(64);
         let (mut ring, device) = serve(options(driver), &params).unwrap();
-        assert_eq!(
-            errno(&ring.create_device(&params).unwrap_err()),
-            Errno::EEXIST
-        );
+        assert_eq!(errno(&ring.create_device(&params).unwrap_err()), Errno::EEXIST);
         assert_eq!(ring.remove_device().unwrap(), Removal::Removed);
         assert_eq!(ring.remove_device().unwrap(), Removal::Removed);
         ring.create_device(&DeviceParams::new(128)).unwrap();
@@ -128,10 +92,7 @@ fn there_is_one_device_at_a_time() {
 fn refuses_parameters_before_the_driver_sees_them() {
     let (ring, device) = create(SimOptions::default()).unwrap();
     let mut ring = ring.map().unwrap();
-    let params = DeviceParams {
-        sector_size: 520,
-        ..DeviceParams::new(64)
-    };
+    let params = DeviceParams { sector_size: 520, ..DeviceParams::new(64) };
     let error = ring.create_device(&params).unwrap_err();
     assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
     assert_eq!(device.disk(), None);
@@ -141,10 +102,7 @@ fn refuses_parameters_before_the_driver_sees_them() {
 fn the_block_layer_refuses_what_the_device_does_not_have() {
     let (_ring, device) = serve(options(Driver::Xcp), &everything()).unwrap();
     let page = Segments::plain(4096);
-    assert_eq!(
-        device.submit_write(0, 0, page, &[0; 4096]),
-        Err(Errno::EPERM)
-    );
+    assert_eq!(device.submit_write(0, 0, page, &[0; 4096]), Err(Errno::EPERM));
     assert_eq!(device.submit_flush(0), Err(Errno::EOPNOTSUPP));
     assert_eq!(device.submit_read(0, 2041, page), Err(Errno::EIO));
     assert_eq!(device.submit_read(0, u64::MAX, page), Err(Errno::EIO));
@@ -156,10 +114,7 @@ fn the_block_layer_refuses_what_the_device_does_not_have() {
 
 #[test]
 fn a_full_block_layer_refuses_more() {
-    let few = SimOptions {
-        queue_depth: 2,
-        ..SimOptions::default()
-    };
+    let few = SimOptions { queue_depth: 2, ..SimOptions::default() };
     let (mut ring, device) = serve(few, &DeviceParams::new(64)).unwrap();
     let page = Segments::plain(4096);
     for expected in [Ok(()), Ok(()), Err(Errno::EAGAIN)] {
@@ -269,10 +224,7 @@ fn a_pause_that_nobody_asked_for_is_refused() {
         ring.resume(Ok(())).unwrap_err(),
         ring.set_params(&DeviceParams::new(8)).unwrap_err(),
     ];
-    assert!(
-        refused.iter().all(|error| errno(error) == Errno::EINVAL),
-        "{refused:?}"
-    );
+    assert!(refused.iter().all(|error| errno(error) == Errno::EINVAL), "{refused:?}");
     assert_eq!(device.request_resume(b"x"), Err(Errno::EPERM));
 }
 

@@ -11,12 +11,7 @@ use crate::{attach, completed, take_all};
 
 fn watch(fd: impl AsFd) -> Epoll {
     let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).unwrap();
-    epoll
-        .add(
-            fd,
-            EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLET, 1),
-        )
-        .unwrap();
+    epoll.add(fd, EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLET, 1)).unwrap();
     epoll
 }
 
@@ -91,18 +86,12 @@ fn no_wake_up_is_lost_between_two_threads() {
         let (mut submitted, mut ended) = (0, 0);
         while ended < COUNT {
             while submitted < COUNT
-                && device
-                    .submit_read(submitted, 0, Segments::plain(512))
-                    .is_ok()
+                && device.submit_read(submitted, 0, Segments::plain(512)).is_ok()
             {
                 submitted += 1;
             }
             let mut events = [EpollEvent::empty()];
-            assert_eq!(
-                done.wait(&mut events, PollTimeout::from(10_000_u16))
-                    .unwrap(),
-                1
-            );
+            assert_eq!(done.wait(&mut events, PollTimeout::from(10_000_u16)).unwrap(), 1);
             ended += device.completions(|completion| assert!(completion.outcome.is_ok())) as u64;
         }
         device
@@ -111,12 +100,7 @@ fn no_wake_up_is_lost_between_two_threads() {
     while served < COUNT {
         if !ring.poll_now().unwrap() {
             let mut events = [EpollEvent::empty()];
-            assert_eq!(
-                epoll
-                    .wait(&mut events, PollTimeout::from(10_000_u16))
-                    .unwrap(),
-                1
-            );
+            assert_eq!(epoll.wait(&mut events, PollTimeout::from(10_000_u16)).unwrap(), 1);
         }
         served += answer_all(&mut ring) as u64;
     }

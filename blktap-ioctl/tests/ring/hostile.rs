@@ -21,17 +21,10 @@ fn is_sound(request: &RingRequest) -> bool {
         let end = segment.offset.checked_add(segment.len);
         segment.len != 0 && segment.offset >= page && end.is_some_and(|end| end <= page + 4096)
     });
-    let sum: u64 = request
-        .segments()
-        .iter()
-        .map(|segment| u64::from(segment.len))
-        .sum();
+    let sum: u64 = request.segments().iter().map(|segment| u64::from(segment.len)).sum();
     let has_data = matches!(request.op, Op::Read | Op::Write);
     let count = request.segments().len();
-    let end = request
-        .sector
-        .checked_mul(512)
-        .and_then(|start| start.checked_add(request.bytes));
+    let end = request.sector.checked_mul(512).and_then(|start| start.checked_add(request.bytes));
     inside
         && has_data == (sum != 0)
         && count <= 11
@@ -47,13 +40,7 @@ fn a_malformed_entry_is_answered_with_its_own_operation() {
     device.hostile().publish(&entry);
     assert!(ring.poll_now().unwrap());
     let fault = ring.take().unwrap().unwrap_err();
-    assert_eq!(
-        fault,
-        RingFault::Malformed {
-            id: id(9),
-            reason: Reason::Operation(77)
-        }
-    );
+    assert_eq!(fault, RingFault::Malformed { id: id(9), reason: Reason::Operation(77) });
     assert!(!fault.is_fatal());
     assert_eq!((ring.outstanding(), ring.take()), (1, None));
     ring.respond(id(9), STATUS_ERROR);
@@ -123,11 +110,7 @@ fn the_ring_dies_of_an_index_out_of_step() {
         ];
         for req_prod in bad {
             let mut ring = six_of_ten(first, req_prod);
-            let expected = RingFault::Index {
-                req_prod,
-                req_cons: cons,
-                rsp_prod: rsp,
-            };
+            let expected = RingFault::Index { req_prod, req_cons: cons, rsp_prod: rsp };
             assert_eq!(ring.take(), Some(Err(expected)), "{first} {req_prod}");
             assert!(ring.is_dead());
             assert_eq!((ring.take(), ring.outstanding()), (None, 4));
@@ -142,10 +125,7 @@ fn the_ring_dies_of_an_index_out_of_step() {
 
 /// A ring with 6 taken and 2 answered, and then this index.
 fn six_of_ten(first_index: u32, req_prod: u32) -> MappedRing {
-    let (mut ring, device) = attach_with(SimOptions {
-        first_index,
-        ..SimOptions::default()
-    });
+    let (mut ring, device) = attach_with(SimOptions { first_index, ..SimOptions::default() });
     for cookie in 0..6 {
         device.submit_read(cookie, 0, Segments::plain(512)).unwrap();
     }
@@ -232,22 +212,13 @@ fn bytes_that_change_during_processing_never_make_an_unsound_request() {
             }
             this.poll_now().unwrap();
             let (_, rsp_prod) = device.hostile().indices();
-            device
-                .hostile()
-                .write_ring_word(0, rsp_prod.wrapping_add(16));
-            ring = Some(if this.is_dead() {
-                this.unmap().unwrap().map().unwrap()
-            } else {
-                this
-            });
+            device.hostile().write_ring_word(0, rsp_prod.wrapping_add(16));
+            ring = Some(if this.is_dead() { this.unmap().unwrap().map().unwrap() } else { this });
         }
         stop.store(true, Ordering::Relaxed);
     });
     assert!(sound >= REQUESTS, "{sound} requests");
-    assert!(
-        sweeps.into_inner() >= SWEEPS,
-        "the other processor did not run"
-    );
+    assert!(sweeps.into_inner() >= SWEEPS, "the other processor did not run");
 }
 
 /// Rewrites all of the ring's page until told to stop: the entries mostly with what is well-formed and
@@ -256,9 +227,7 @@ fn mutate(device: &SimDevice, stop: &AtomicBool, sweeps: &AtomicU64) {
     let mut random = 0x9E37_79B9_7F4A_7C15_u64;
     while !stop.load(Ordering::Relaxed) {
         for index in 0..32 {
-            random = random
-                .wrapping_mul(6_364_136_223_846_793_005)
-                .wrapping_add(1);
+            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
             let [_, _, _, number, count, op, noise, kind] = random.to_le_bytes();
             let mut entry = read_entry(u64::from(number % 32));
             (entry[0], entry[1]) = (op % 2, 1 + count % 11);

@@ -18,32 +18,19 @@ const SECTORS: u64 = 4096;
 
 /// A ring that is served, with flush and trim.
 fn attach() -> (MappedRing, SimDevice) {
-    attach_with(SimOptions {
-        driver: Driver::Dkms,
-        ..SimOptions::default()
-    })
+    attach_with(SimOptions { driver: Driver::Dkms, ..SimOptions::default() })
 }
 
 fn attach_with(options: SimOptions) -> (MappedRing, SimDevice) {
-    let trim = TrimParams {
-        granularity: 512,
-        alignment: 0,
-        reads_zero: false,
-    };
-    let params = DeviceParams {
-        flush: true,
-        trim: Some(trim),
-        ..DeviceParams::new(SECTORS)
-    };
+    let trim = TrimParams { granularity: 512, alignment: 0, reads_zero: false };
+    let params = DeviceParams { flush: true, trim: Some(trim), ..DeviceParams::new(SECTORS) };
     serve(options, &params).unwrap()
 }
 
 /// Polls, and takes all that is there; all of it well-formed.
 fn take_all(ring: &mut MappedRing) -> Vec<RingRequest> {
     ring.poll_now().unwrap();
-    std::iter::from_fn(|| ring.take())
-        .map(|taken| taken.unwrap())
-        .collect()
+    std::iter::from_fn(|| ring.take()).map(|taken| taken.unwrap()).collect()
 }
 
 /// What came back: cookies and outcomes.

@@ -13,39 +13,23 @@ const DEPTH: u16 = 48;
 
 #[derive(Clone, Debug)]
 enum Step {
-    Submit {
-        op: Op,
-        sector: u64,
-        pieces: Vec<SimSegment>,
-    },
+    Submit { op: Op, sector: u64, pieces: Vec<SimSegment> },
     Poll,
-    Take {
-        count: usize,
-    },
-    Answer {
-        which: usize,
-        ok: bool,
-    },
+    Take { count: usize },
+    Answer { which: usize, ok: bool },
     Push,
     Look,
 }
 
 fn piece() -> impl Strategy<Value = SimSegment> {
-    (0_u8..8, 0_u8..8).prop_map(|(a, b)| SimSegment {
-        first: a.min(b),
-        last: a.max(b),
-    })
+    (0_u8..8, 0_u8..8).prop_map(|(a, b)| SimSegment { first: a.min(b), last: a.max(b) })
 }
 
 fn step() -> impl Strategy<Value = Step> {
     let op = prop_oneof![
         5 => Just(Op::Read), 5 => Just(Op::Write), 1 => Just(Op::Flush), 1 => Just(Op::Trim)
     ];
-    let submit = (
-        op,
-        0..SECTORS - 88,
-        proptest::collection::vec(piece(), 1..=11),
-    )
+    let submit = (op, 0..SECTORS - 88, proptest::collection::vec(piece(), 1..=11))
         .prop_map(|(op, sector, pieces)| Step::Submit { op, sector, pieces });
     prop_oneof![
         8 => submit,
@@ -100,14 +84,7 @@ impl World {
         };
         let (ring, device) = attach_with(options);
         let disk = vec![0; usize::try_from(SECTORS * 512).unwrap()];
-        Self {
-            ring,
-            device,
-            oracle: Oracle {
-                disk,
-                ..Oracle::default()
-            },
-        }
+        Self { ring, device, oracle: Oracle { disk, ..Oracle::default() } }
     }
 
     fn run(&mut self, step: Step) {
@@ -128,9 +105,8 @@ impl World {
         let cookie = self.oracle.next;
         let bytes: usize = pieces.iter().map(|piece| piece.bytes()).sum();
         let tint = cookie.to_le_bytes();
-        let data: Vec<u8> = (0..bytes)
-            .map(|number| tint[number % 8] ^ number.to_le_bytes()[0])
-            .collect();
+        let data: Vec<u8> =
+            (0..bytes).map(|number| tint[number % 8] ^ number.to_le_bytes()[0]).collect();
         let segments = Segments::new(&pieces);
         let result = match op {
             Op::Read => self.device.submit_read(cookie, sector, segments),
@@ -145,13 +121,7 @@ impl World {
         assert_eq!(result, Ok(()));
         self.oracle.next += 1;
         self.oracle.in_use += 1;
-        self.oracle.waiting.push_back(Known {
-            cookie,
-            op,
-            sector,
-            pieces,
-            data,
-        });
+        self.oracle.waiting.push_back(Known { cookie, op, sector, pieces, data });
     }
 
     fn poll(&mut self) {
@@ -175,24 +145,17 @@ impl World {
         let request = taken.unwrap().unwrap();
         assert_eq!((request.id.index() as usize, request.op), (slot, known.op));
         let has_data = matches!(known.op, Op::Read | Op::Write);
-        assert_eq!(
-            request.segments().len(),
-            if has_data { known.pieces.len() } else { 0 }
-        );
+        assert_eq!(request.segments().len(), if has_data { known.pieces.len() } else { 0 });
         for (page, (segment, piece)) in request.segments().iter().zip(&known.pieces).enumerate() {
             let offset = 4096 * (slot * 11 + page) + 512 * usize::from(piece.first);
-            assert_eq!(
-                (segment.offset as usize, segment.len as usize),
-                (offset, piece.bytes())
-            );
+            assert_eq!((segment.offset as usize, segment.len as usize), (offset, piece.bytes()));
         }
         match known.op {
             Op::Flush => assert_eq!((request.sector, request.bytes), (0, 0)),
             Op::Trim => assert_eq!((request.sector, request.bytes), (known.sector, 4096)),
-            _ => assert_eq!(
-                (request.sector, request.bytes),
-                (known.sector, known.data.len() as u64)
-            ),
+            _ => {
+                assert_eq!((request.sector, request.bytes), (known.sector, known.data.len() as u64))
+            }
         }
         self.oracle.held.push((request, known));
     }
@@ -225,9 +188,7 @@ impl World {
             _ => known.data = seen,
         }
         self.ring.respond(request.id, if ok { 0 } else { -1 });
-        self.oracle
-            .answered
-            .push((request.id.index() as usize, known, ok));
+        self.oracle.answered.push((request.id.index() as usize, known, ok));
     }
 
     fn push(&mut self) {
@@ -243,15 +204,8 @@ impl World {
         let count = self.device.completions(|completion| {
             let (known, ok) = expected.next().unwrap();
             assert_eq!((completion.cookie, completion.op), (known.cookie, known.op));
-            assert_eq!(
-                completion.outcome,
-                if ok { Ok(()) } else { Err(Errno::EIO) }
-            );
-            let data = if ok && known.op == Op::Read {
-                &known.data[..]
-            } else {
-                &[]
-            };
+            assert_eq!(completion.outcome, if ok { Ok(()) } else { Err(Errno::EIO) });
+            let data = if ok && known.op == Op::Read { &known.data[..] } else { &[] };
             assert_eq!(completion.data, data);
         });
         assert!(expected.next().is_none());

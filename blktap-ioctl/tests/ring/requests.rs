@@ -35,27 +35,13 @@ fn polling_says_yes_for_as_long_as_requests_are_left_in_the_ring() {
 #[test]
 fn a_request_is_what_was_submitted() {
     let (mut ring, device) = attach();
-    let pieces = [
-        SimSegment { first: 2, last: 7 },
-        SimSegment { first: 0, last: 1 },
-    ];
+    let pieces = [SimSegment { first: 2, last: 7 }, SimSegment { first: 0, last: 1 }];
     device.submit_read(1, 77, Segments::new(&pieces)).unwrap();
     device.submit_flush(2).unwrap();
     device.submit_trim(3, 100, 50).unwrap();
-    let [read, flush, trim] = take_all(&mut ring)[..] else {
-        panic!("three were submitted")
-    };
+    let [read, flush, trim] = take_all(&mut ring)[..] else { panic!("three were submitted") };
     assert_eq!((read.op, read.sector, read.bytes), (Op::Read, 77, 4096));
-    let expected = [
-        Segment {
-            offset: 1024,
-            len: 3072,
-        },
-        Segment {
-            offset: 4096,
-            len: 1024,
-        },
-    ];
+    let expected = [Segment { offset: 1024, len: 3072 }, Segment { offset: 4096, len: 1024 }];
     assert_eq!(read.segments(), expected);
     assert_eq!((flush.op, flush.sector, flush.bytes), (Op::Flush, 0, 0));
     assert_eq!((trim.op, trim.sector, trim.bytes), (Op::Trim, 100, 25_600));
@@ -66,28 +52,17 @@ fn a_request_is_what_was_submitted() {
 fn at_most_32_are_outstanding_and_the_lowest_free_slot_is_next() {
     let (mut ring, device) = attach();
     for cookie in 0..48 {
-        device
-            .submit_read(cookie, cookie, Segments::plain(512))
-            .unwrap();
+        device.submit_read(cookie, cookie, Segments::plain(512)).unwrap();
     }
-    let ids: Vec<u32> = take_all(&mut ring)
-        .iter()
-        .map(|request| request.id.index())
-        .collect();
+    let ids: Vec<u32> = take_all(&mut ring).iter().map(|request| request.id.index()).collect();
     assert_eq!(ids, (0..32).collect::<Vec<_>>());
     assert!(take_all(&mut ring).is_empty());
     for number in [20, 3, 31] {
         ring.respond(id(number), STATUS_OKAY);
     }
-    assert!(
-        take_all(&mut ring).is_empty(),
-        "the driver does not know of the responses yet"
-    );
+    assert!(take_all(&mut ring).is_empty(), "the driver does not know of the responses yet");
     ring.push_responses().unwrap();
-    let next: Vec<_> = take_all(&mut ring)
-        .iter()
-        .map(|r| (r.id.index(), r.sector))
-        .collect();
+    let next: Vec<_> = take_all(&mut ring).iter().map(|r| (r.id.index(), r.sector)).collect();
     assert_eq!(next, [(3, 32), (20, 33), (31, 34)]);
     assert_eq!((ring.outstanding(), device.in_ring()), (32, 32));
 }
@@ -99,12 +74,7 @@ fn responses_count_when_they_are_pushed_in_any_order() {
         device.submit_read(cookie, 0, Segments::plain(512)).unwrap();
     }
     take_all(&mut ring);
-    for (number, status) in [
-        (2, STATUS_OKAY),
-        (0, STATUS_ERROR),
-        (3, -7),
-        (1, STATUS_OKAY),
-    ] {
+    for (number, status) in [(2, STATUS_OKAY), (0, STATUS_ERROR), (3, -7), (1, STATUS_OKAY)] {
         ring.respond(id(number), status);
         assert_eq!(device.hostile().indices(), (4, 0));
     }
@@ -112,14 +82,8 @@ fn responses_count_when_they_are_pushed_in_any_order() {
     ring.push_responses().unwrap();
     assert_eq!(device.hostile().indices(), (4, 4));
     let eio = Err(Errno::EIO);
-    assert_eq!(
-        completed(&device),
-        [(2, Ok(())), (0, eio), (3, eio), (1, Ok(()))]
-    );
-    assert_eq!(
-        (ring.outstanding(), device.in_use(), device.violations()),
-        (0, 0, 0)
-    );
+    assert_eq!(completed(&device), [(2, Ok(())), (0, eio), (3, eio), (1, Ok(()))]);
+    assert_eq!((ring.outstanding(), device.in_use(), device.violations()), (0, 0, 0));
 }
 
 #[test]
@@ -128,10 +92,7 @@ fn nothing_is_pushed_when_nothing_was_answered() {
     // The driver would notice the push: it counts what was never asked.
     device.hostile().set_rsp_prod(1);
     ring.push_responses().unwrap();
-    assert_eq!(
-        (device.hostile().indices(), device.violations()),
-        ((0, 1), 0)
-    );
+    assert_eq!((device.hostile().indices(), device.violations()), ((0, 1), 0));
 }
 
 #[test]
@@ -145,10 +106,7 @@ fn unsupported_is_told_from_an_error_for_flush_and_trim_only() {
     }
     ring.push_responses().unwrap();
     let unsupported = Err(Errno::EOPNOTSUPP);
-    assert_eq!(
-        completed(&device),
-        [(0, Err(Errno::EIO)), (1, unsupported), (2, unsupported)]
-    );
+    assert_eq!(completed(&device), [(0, Err(Errno::EIO)), (1, unsupported), (2, unsupported)]);
 }
 
 /// No byte of this process leaks through a response (the class of XSA-216).
@@ -156,12 +114,8 @@ fn unsupported_is_told_from_an_error_for_flush_and_trim_only() {
 fn the_padding_of_a_response_is_zero() {
     let (mut ring, device) = attach();
     device.submit_read(0, 0, Segments::plain(512)).unwrap();
-    device
-        .submit_write(1, 0x0123_4567, Segments::plain(512), &[1; 512])
-        .unwrap_err();
-    device
-        .submit_write(1, 4095, Segments::plain(512), &[1; 512])
-        .unwrap();
+    device.submit_write(1, 0x0123_4567, Segments::plain(512), &[1; 512]).unwrap_err();
+    device.submit_write(1, 4095, Segments::plain(512), &[1; 512]).unwrap();
     take_all(&mut ring);
     ring.respond(id(1), STATUS_UNSUPPORTED);
     ring.push_responses().unwrap();
@@ -189,20 +143,11 @@ fn asserts_on_a_second_response() {
 #[test]
 fn data_goes_through_the_pages_of_its_request() {
     let (mut ring, device) = attach();
-    let pieces = [
-        SimSegment { first: 6, last: 7 },
-        SimSegment { first: 0, last: 0 },
-    ];
-    let data: Vec<u8> = (0..1536_u32)
-        .map(|number| number.to_le_bytes()[0] ^ 0x5A)
-        .collect();
-    device
-        .submit_write(0, 0, Segments::new(&pieces), &data)
-        .unwrap();
+    let pieces = [SimSegment { first: 6, last: 7 }, SimSegment { first: 0, last: 0 }];
+    let data: Vec<u8> = (0..1536_u32).map(|number| number.to_le_bytes()[0] ^ 0x5A).collect();
+    device.submit_write(0, 0, Segments::new(&pieces), &data).unwrap();
     device.submit_read(1, 0, Segments::new(&pieces)).unwrap();
-    let [write, read] = take_all(&mut ring)[..] else {
-        panic!("two were submitted")
-    };
+    let [write, read] = take_all(&mut ring)[..] else { panic!("two were submitted") };
     for (from, to) in write.segments().iter().zip(read.segments()) {
         let mut bytes = vec![0; from.len as usize];
         ring.copy_out(from.offset, &mut bytes);
@@ -233,9 +178,7 @@ fn a_read_answered_without_data_is_seen() {
 #[test]
 fn the_pages_are_lost_after_the_response() {
     let (mut ring, device) = attach();
-    device
-        .submit_write(0, 0, Segments::plain(512), &[7; 512])
-        .unwrap();
+    device.submit_write(0, 0, Segments::plain(512), &[7; 512]).unwrap();
     let request = take_all(&mut ring)[0];
     let mut bytes = [0; 512];
     ring.respond(request.id, STATUS_OKAY);
@@ -259,23 +202,12 @@ fn a_failed_read_brings_no_data() {
 
 #[test]
 fn indices_wrap() {
-    for first_index in [
-        u32::MAX - 40,
-        u32::MAX - 32,
-        u32::MAX - 31,
-        u32::MAX - 1,
-        u32::MAX,
-    ] {
-        let (mut ring, device) = attach_with(SimOptions {
-            first_index,
-            ..SimOptions::default()
-        });
+    for first_index in [u32::MAX - 40, u32::MAX - 32, u32::MAX - 31, u32::MAX - 1, u32::MAX] {
+        let (mut ring, device) = attach_with(SimOptions { first_index, ..SimOptions::default() });
         let mut next = 0;
         for round in 0..20 {
             for cookie in 0..7 {
-                device
-                    .submit_read(round * 7 + cookie, cookie, Segments::plain(512))
-                    .unwrap();
+                device.submit_read(round * 7 + cookie, cookie, Segments::plain(512)).unwrap();
             }
             let taken = take_all(&mut ring);
             assert_eq!(taken.len(), 7);

@@ -18,8 +18,7 @@ fn mapping_of(address: usize) -> Option<String> {
         let number = |text| usize::from_str_radix(text, 16).unwrap();
         (number(start)..number(end)).contains(&address)
     });
-    line.and_then(|line| line.split_whitespace().nth(4))
-        .map(str::to_owned)
+    line.and_then(|line| line.split_whitespace().nth(4)).map(str::to_owned)
 }
 
 fn address(ring: &MappedRing) -> usize {
@@ -49,24 +48,12 @@ fn is_not_unmapped_with_requests_outstanding_or_responses_not_pushed() {
     let requests = take_all(&mut ring);
     ring.respond(requests[0].id, 0);
     let (mut ring, busy) = ring.unmap().unwrap_err();
-    assert_eq!(
-        busy,
-        Busy {
-            outstanding: 2,
-            unpushed: 1
-        }
-    );
+    assert_eq!(busy, Busy { outstanding: 2, unpushed: 1 });
     for request in &requests[1..] {
         ring.respond(request.id, 0);
     }
     let (mut ring, busy) = ring.unmap().unwrap_err();
-    assert_eq!(
-        busy,
-        Busy {
-            outstanding: 0,
-            unpushed: 3
-        }
-    );
+    assert_eq!(busy, Busy { outstanding: 0, unpushed: 3 });
     ring.push_responses().unwrap();
     ring.unmap().unwrap();
     assert_eq!(completed(&device).len(), 3);
@@ -76,19 +63,14 @@ fn is_not_unmapped_with_requests_outstanding_or_responses_not_pushed() {
 fn what_was_not_taken_fails_when_the_ring_is_unmapped_and_what_waits_comes_later() {
     let (mut ring, device) = attach();
     for cookie in 0..40 {
-        device
-            .submit_read(cookie, cookie, Segments::plain(512))
-            .unwrap();
+        device.submit_read(cookie, cookie, Segments::plain(512)).unwrap();
     }
     ring.poll_now().unwrap();
     let opened = ring.unmap().unwrap();
     let failed: Vec<_> = (0..32).map(|cookie| (cookie, Err(Errno::EIO))).collect();
     assert_eq!(completed(&device), failed);
     let mut ring = opened.map().unwrap();
-    let later: Vec<u64> = take_all(&mut ring)
-        .iter()
-        .map(|request| request.sector)
-        .collect();
+    let later: Vec<u64> = take_all(&mut ring).iter().map(|request| request.sector).collect();
     assert_eq!(later, (32..40).collect::<Vec<_>>());
 }
 
@@ -127,15 +109,8 @@ fn closing_fails_all_that_is_there_and_all_that_comes() {
     drop(ring);
     let outcomes = completed(&device);
     assert_eq!(outcomes.len(), 34);
-    assert!(
-        outcomes
-            .iter()
-            .all(|(_, outcome)| *outcome == Err(Errno::EIO))
-    );
-    assert_eq!(
-        device.submit_read(1, 0, Segments::plain(512)),
-        Err(Errno::ENXIO)
-    );
+    assert!(outcomes.iter().all(|(_, outcome)| *outcome == Err(Errno::EIO)));
+    assert_eq!(device.submit_read(1, 0, Segments::plain(512)), Err(Errno::ENXIO));
 }
 
 #[test]
@@ -151,11 +126,8 @@ fn many_lives_leave_no_descriptor_behind() {
     // Other tests open and close at the same time: a leak here would be a hundred times theirs.
     let before = count();
     for _ in 0..2000 {
-        let (ring, _device) = create(SimOptions {
-            queue_depth: 1,
-            ..SimOptions::default()
-        })
-        .unwrap();
+        let (ring, _device) =
+            create(SimOptions { queue_depth: 1, ..SimOptions::default() }).unwrap();
         let mut ring = ring.map().unwrap();
         ring.create_device(&DeviceParams::new(64)).unwrap();
         ring.remove_device().unwrap();

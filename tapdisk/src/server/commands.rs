@@ -34,12 +34,10 @@ pub(super) enum Kind {
 const REFUSED: &[(Flags, &str)] = &[
     (Flags::ADD_CACHE, "a block cache"),
     (Flags::VHD_INDEX, "a VHD index"),
-    (Flags::ADD_LOG, "a log of changed blocks (-C)"),
     (Flags::ADD_LOCAL_CACHE, "a local cache (-r)"),
     (Flags::REUSE_PARENT, "the parent of another tapdisk (-e)"),
     (Flags::SECONDARY, "a secondary image (-2)"),
     (Flags::STANDBY, "a standby image (-s)"),
-    (Flags::OPEN_ENCRYPTED, "encryption (-E)"),
 ];
 
 impl Server {
@@ -290,7 +288,10 @@ fn image_info(info: Option<DiskInfo>) -> ImageInfo {
 
 fn check_flags(params: &Params) -> Result<(), DiskError> {
     let asked = REFUSED.iter().find(|(flag, _)| params.flags.contains(*flag));
-    asked.map_or(Ok(()), |(_, what)| {
+    let asked = asked.map(|(_, what)| *what);
+    let log = params.log.as_ref().map(|_| "a log of changed blocks (-C)");
+    let key = params.key.as_ref().map(|_| "encryption (-E)");
+    asked.or(log).or(key).map_or(Ok(()), |what| {
         Err(DiskError::new(Errno::EOPNOTSUPP, format!("This tapdisk does not have {what} yet")))
     })
 }
