@@ -182,8 +182,8 @@ proptest! {
 /// while requests are taken. What was checked is what is used, since there is only the copy.
 #[test]
 fn bytes_that_change_during_processing_never_make_an_unsound_request() {
-    const REQUESTS: u64 = 100_000;
-    const SWEEPS: u64 = 2_000;
+    const REQUESTS: u64 = 30_000;
+    const SWEEPS: u64 = 1_000;
     const TURNS_MAX: u64 = 50_000_000;
     let (ring, device) = attach();
     let mut ring = Some(ring);
@@ -191,6 +191,7 @@ fn bytes_that_change_during_processing_never_make_an_unsound_request() {
     let (stop, sweeps) = (AtomicBool::new(false), AtomicU64::new(0));
     std::thread::scope(|scope| {
         scope.spawn(|| mutate(&device, &stop, &sweeps));
+        let _stop = StopAtEnd(&stop);
         for _ in 0..TURNS_MAX {
             if sound >= REQUESTS && sweeps.load(Ordering::Relaxed) >= SWEEPS {
                 break;
@@ -215,14 +216,22 @@ fn bytes_that_change_during_processing_never_make_an_unsound_request() {
             device.hostile().write_ring_word(0, rsp_prod.wrapping_add(16));
             ring = Some(if this.is_dead() { this.unmap().unwrap().map().unwrap() } else { this });
         }
-        stop.store(true, Ordering::Relaxed);
     });
     assert!(sound >= REQUESTS, "{sound} requests");
     assert!(sweeps.into_inner() >= SWEEPS, "the other processor did not run");
 }
 
-/// Rewrites all of the ring's page until told to stop: the entries mostly with what is well-formed and
-/// different each time, so that a second look at one of them sees another request.
+/// Also when the test fails: its threads are waited for.
+struct StopAtEnd<'a>(&'a AtomicBool);
+
+impl Drop for StopAtEnd<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Rewrites all of the ring's page until told to stop: the entries mostly with what is well-formed
+/// and different each time, so that a second look at one of them sees another request.
 fn mutate(device: &SimDevice, stop: &AtomicBool, sweeps: &AtomicU64) {
     let mut random = 0x9E37_79B9_7F4A_7C15_u64;
     while !stop.load(Ordering::Relaxed) {

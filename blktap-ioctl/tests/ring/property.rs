@@ -154,7 +154,8 @@ impl World {
             Op::Flush => assert_eq!((request.sector, request.bytes), (0, 0)),
             Op::Trim => assert_eq!((request.sector, request.bytes), (known.sector, 4096)),
             _ => {
-                assert_eq!((request.sector, request.bytes), (known.sector, known.data.len() as u64))
+                let bytes = known.data.len() as u64;
+                assert_eq!((request.sector, request.bytes), (known.sector, bytes));
             }
         }
         self.oracle.held.push((request, known));
