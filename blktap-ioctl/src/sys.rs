@@ -60,15 +60,16 @@ pub(crate) fn respond(ring: BorrowedFd<'_>) -> io::Result<()> {
 
 /// Creates the block device, with the layout of both drivers.
 pub(crate) fn create_device(ring: BorrowedFd<'_>, info: &mut DeviceInfoBoth) -> Result<(), Errno> {
-    // SAFETY: XCP reads 56 bytes, dkms at most 40 and writes its flags back at 16..24; the buffer has
-    // 56 (asserted beside it), is live, and any flags are valid.
+    // SAFETY: XCP reads 56 bytes, dkms at most 40 and writes its flags back at 16..24; the buffer
+    // has 56 (asserted beside it), is live, and any flags are valid.
     unsafe { raw::create_device(ring.as_raw_fd(), &raw mut *info) }?;
     Ok(())
 }
 
 /// Creates the block device, 2009.
 pub(crate) fn create_device_compat(ring: BorrowedFd<'_>, params: &Params) -> Result<(), Errno> {
-    // SAFETY: the kernel reads 272 bytes, the size of `Params` (asserted beside it), of a live value.
+    // SAFETY: the kernel reads 272 bytes, the size of `Params` (asserted beside it), of a live
+    // value.
     unsafe { raw::create_device_compat(ring.as_raw_fd(), &raw const *params) }?;
     Ok(())
 }
@@ -90,8 +91,8 @@ pub(crate) fn pause(ring: BorrowedFd<'_>) -> io::Result<()> {
 /// Asks for the name to open next, 2009.
 pub(crate) fn reopen(ring: BorrowedFd<'_>) -> io::Result<[u8; NAME_SIZE]> {
     let mut name = [0; NAME_SIZE];
-    // SAFETY: the kernel writes a name with its NUL, at most 256 bytes: its own buffer has that size
-    // and so has this one, which is live; any bytes are valid.
+    // SAFETY: the kernel writes a name with its NUL, at most 256 bytes: its own buffer has that
+    // size and so has this one, which is live; any bytes are valid.
     unsafe { raw::reopen(ring.as_raw_fd(), &raw mut name) }?;
     Ok(name)
 }

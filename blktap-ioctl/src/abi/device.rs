@@ -17,7 +17,8 @@ pub const IOCTL_SET_PARAMS: u32 = 203;
 pub const IOCTL_PAUSE: u32 = 204;
 /// On a ring, while paused (2009, OpenXT): the name to open next. Argument: [`NAME_SIZE`] bytes.
 pub const IOCTL_REOPEN: u32 = 205;
-/// On a ring, while paused (2009, OpenXT): 0 serves again, a negative errno, by value, stays paused.
+/// On a ring, while paused (2009, OpenXT): 0 serves again, a negative errno, by value, stays
+/// paused.
 pub const IOCTL_RESUME: u32 = 206;
 /// On a ring: removes the block device. EBUSY with openers; 0 when there is none.
 pub const IOCTL_REMOVE_DEVICE: u32 = 207;

@@ -1,8 +1,9 @@
 //! Layouts and constants of the blktap2 ABI, as the x86_64 kernel sees them. No logic.
 //!
-//! Source of each: the blktap2 kernel driver's public header, `linux/blktap.h` (XenServer and XCP-ng
-//! kernels; blktap-dkms), and for the generation of 2009 `blktap2.h` of Xen 4.0. All integers are in
-//! host order. The ioctl numbers are plain numbers, without the direction and size encoding.
+//! Source of each: the blktap2 kernel driver's public header, `linux/blktap.h` (XenServer and
+//! XCP-ng kernels; blktap-dkms), and for the generation of 2009 `blktap2.h` of Xen 4.0. All
+//! integers are in host order. The ioctl numbers are plain numbers, without the direction and size
+//! encoding.
 //!
 //! Three generations of the driver are in use:
 //!

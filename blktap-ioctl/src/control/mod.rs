@@ -212,7 +212,8 @@ impl Control {
         ];
         for (path, device) in nodes {
             if let Err(source) = make_node(path, device) {
-                // Nobody has opened it, so this cannot be busy; and there is nothing to do about it.
+                // Nobody has opened it, so this cannot be busy; and there is nothing to do about
+                // it.
                 let _ = sys::free_tap(self.file.as_fd(), minor);
                 return Err(ControlError::at("make node", path, source));
             }

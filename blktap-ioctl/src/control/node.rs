@@ -36,7 +36,8 @@ impl Device {
     }
 }
 
-/// Opens a node if it is there and is that device. A stale one is not opened: whose it is, is unknown.
+/// Opens a node if it is there and is that device. A stale one is not opened: whose it is, is
+/// unknown.
 pub(super) fn open_node(path: &Path, device: Device) -> io::Result<Option<File>> {
     match fs::metadata(path) {
         Ok(metadata) if device.is(&metadata) => {}
@@ -50,8 +51,8 @@ pub(super) fn open_node(path: &Path, device: Device) -> io::Result<Option<File>>
     Ok(device.is(&metadata).then_some(file))
 }
 
-/// Makes a node for root alone, and the directory that it is in. One that is there is unlinked: it may
-/// be of an earlier life of the driver, with other majors.
+/// Makes a node for root alone, and the directory that it is in. One that is there is unlinked: it
+/// may be of an earlier life of the driver, with other majors.
 pub(super) fn make_node(path: &Path, device: Device) -> io::Result<()> {
     if let Some(directory) = path.parent() {
         DirBuilder::new().recursive(true).mode(0o755).create(directory)?;

@@ -133,7 +133,8 @@ pub struct CreatedDevice {
     pub flush: bool,
     /// Trims will come.
     pub trim: bool,
-    /// The kernel refuses writes. Not so, although asked for, with a driver of 2009: the server must.
+    /// The kernel refuses writes. Not so, although asked for, with a driver of 2009: the server
+    /// must.
     pub read_only: bool,
 }
 

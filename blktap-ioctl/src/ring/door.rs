@@ -1,7 +1,7 @@
 //! Where a ring leads: to the driver, or to the kernel's half simulated in this process.
 //!
-//! A closed set. Everything above works alike on both, so that what the tests run is what production
-//! runs.
+//! A closed set. Everything above works alike on both, so that what the tests run is what
+//! production runs.
 
 use std::fs::File;
 use std::io;

@@ -195,7 +195,8 @@ pub enum EntryFault {
 
 /// Checks the copy of an entry and says what it asks for.
 ///
-/// Pure; the same bytes give the same answer. Fields that the operation does not use are not looked at.
+/// Pure; the same bytes give the same answer. Fields that the operation does not use are not looked
+/// at.
 ///
 /// # Errors
 /// The first fault that it finds.

@@ -154,8 +154,8 @@ fn operations_survive_the_way_to_the_abi_and_back() {
 }
 
 proptest! {
-    /// Whatever the bytes: what is accepted is inside the request's own pages, adds up, and is the same
-    /// the second time.
+    /// Whatever the bytes: what is accepted is inside the request's own pages, adds up, and is the
+    /// same the second time.
     #[test]
     fn accepts_nothing_outside_of_its_own_pages(
         head in proptest::array::uniform4(0_u8..13),

@@ -4,9 +4,9 @@
 //!   free ──take──> held ──answer──> answered ──pushed──> free
 //! ```
 //!
-//! Invariant: the pages are unmapped only when no request is held. A held request may have I/O of the
-//! kernel under way on its pages; unmapping them would let that I/O hit whatever comes there next.
-//! So when the lease is dropped too early the pages stay mapped for ever.
+//! Invariant: the pages are unmapped only when no request is held. A held request may have I/O of
+//! the kernel under way on its pages; unmapping them would let that I/O hit whatever comes there
+//! next. So when the lease is dropped too early the pages stay mapped for ever.
 
 use super::entry::RequestId;
 use super::mapping::Pages;

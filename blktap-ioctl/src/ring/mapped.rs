@@ -24,8 +24,8 @@ use crate::abi::{
 ///   one turn:   poll_now   [take]*   ...   [respond]*   push_responses
 /// ```
 ///
-/// Not `Send` and not `Sync`: drivers crash when one thread polls while another one responds, and they
-/// publish requests only to the process that mapped the ring.
+/// Not `Send` and not `Sync`: drivers crash when one thread polls while another one responds, and
+/// they publish requests only to the process that mapped the ring.
 #[derive(Debug)]
 pub struct MappedRing {
     /// Before `door`: unmapped before the device is closed.
@@ -62,8 +62,8 @@ pub enum Message {
 /// Why an entry of the ring is not a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RingFault {
-    /// It is malformed, and waits for an answer: [`MappedRing::respond`] to `id` with an error status,
-    /// so that the kernel's request ends.
+    /// It is malformed, and waits for an answer: [`MappedRing::respond`] to `id` with an error
+    /// status, so that the kernel's request ends.
     Malformed {
         /// What to respond to; it is outstanding until then.
         id: RequestId,
@@ -74,8 +74,8 @@ pub enum RingFault {
     Id(u64),
     /// The id is that of a request that has not ended. The ring is dead.
     Duplicate(RequestId),
-    /// The kernel's index is out of step: more requests than entries, or fewer than before. The ring
-    /// is dead.
+    /// The kernel's index is out of step: more requests than entries, or fewer than before. The
+    /// ring is dead.
     Index {
         /// As found.
         req_prod: u32,
@@ -169,8 +169,9 @@ impl MappedRing {
 
     /// Takes the next request out of the ring, `None` when there is none.
     ///
-    /// The entry is copied once, and the copy is checked. A request, or a fault that is not fatal, is
-    /// outstanding until it is answered. After a fatal fault, reported once, there is nothing more.
+    /// The entry is copied once, and the copy is checked. A request, or a fault that is not fatal,
+    /// is outstanding until it is answered. After a fatal fault, reported once, there is nothing
+    /// more.
     pub fn take(&mut self) -> Option<Result<RingRequest, RingFault>> {
         match self.next_entry() {
             Ok(true) => {}
@@ -233,11 +234,12 @@ impl MappedRing {
         self.is_unpushed = true;
     }
 
-    /// Hands all responses written since the last call to the driver, with one system call; none when
-    /// there is nothing to hand over. Afterwards the pages of these requests are gone.
+    /// Hands all responses written since the last call to the driver, with one system call; none
+    /// when there is nothing to hand over. Afterwards the pages of these requests are gone.
     ///
     /// # Errors
-    /// What the driver says, EACCES in a forked child; the responses are offered again by the next call.
+    /// What the driver says, EACCES in a forked child; the responses are offered again by the next
+    /// call.
     pub fn push_responses(&mut self) -> io::Result<()> {
         if !self.is_unpushed {
             return Ok(());
@@ -262,8 +264,9 @@ impl MappedRing {
     }
 
     /// The data pages: the address of the first one, and their size in bytes (352 pages). They stay
-    /// mapped until the ring is unmapped or, with requests outstanding, for ever. Those of a request
-    /// exist from the time it is taken until the push of its response; touching others is SIGBUS.
+    /// mapped until the ring is unmapped or, with requests outstanding, for ever. Those of a
+    /// request exist from the time it is taken until the push of its response; touching others is
+    /// SIGBUS.
     #[must_use]
     pub fn data_area(&self) -> (*mut u8, usize) {
         self.lease.pages().data_area()
@@ -323,8 +326,8 @@ impl MappedRing {
         self.door.resume(outcome.map_or_else(|errno| -(errno as i32), |()| i32::from(STATUS_OKAY)))
     }
 
-    /// Unmaps the pages. Deregister the fd first, and remove the device: what the kernel still has is
-    /// answered with EIO, and what comes after waits for the next mapping.
+    /// Unmaps the pages. Deregister the fd first, and remove the device: what the kernel still has
+    /// is answered with EIO, and what comes after waits for the next mapping.
     ///
     /// # Errors
     /// Gives the ring back while requests are outstanding or responses are not pushed.

@@ -1,8 +1,8 @@
 //! The shared pages, mapped: the one place that touches them.
 //!
 //! A room with `unsafe`. Contract:
-//! * A `Pages` owns one mapping of [`MAP_SIZE`] bytes, readable and writable, until it is dropped; it
-//!   is mapped and unmapped as a whole (drivers free the ring twice when it is split).
+//! * A `Pages` owns one mapping of [`MAP_SIZE`] bytes, readable and writable, until it is dropped;
+//!   it is mapped and unmapped as a whole (drivers free the ring twice when it is split).
 //! * No reference to the shared bytes leaves this file. Another party writes there at any time, so
 //!   control bytes go in and out by atomic loads and stores, each word exactly once, and data by
 //!   copies of bytes that nobody interprets here.
@@ -70,8 +70,8 @@ impl Pages {
     /// The message byte.
     pub(crate) fn message(&self) -> u8 {
         let address = self.address(offset_of!(RingHeader, message), 1);
-        // SAFETY: inside the mapping (`address` checks), which lives as long as `self`; a byte has no
-        // alignment; this process only accesses it atomically.
+        // SAFETY: inside the mapping (`address` checks), which lives as long as `self`; a byte has
+        // no alignment; this process only accesses it atomically.
         unsafe { AtomicU8::from_ptr(address) }.load(Ordering::Relaxed)
     }
 
@@ -104,9 +104,9 @@ impl Pages {
     /// When they are not inside.
     pub(crate) fn copy_out(&self, offset: usize, bytes: &mut [u8]) {
         let source = self.data_address(offset, bytes.len());
-        // SAFETY: `source` has `bytes.len()` bytes inside the mapping (checked), `bytes` as many; they
-        // cannot overlap, since no reference to the shared pages exists. Should the other side write
-        // at the same time the copy holds a mixture, which nobody interprets here.
+        // SAFETY: `source` has `bytes.len()` bytes inside the mapping (checked), `bytes` as many;
+        // they cannot overlap, since no reference to the shared pages exists. Should the other side
+        // write at the same time the copy holds a mixture, which nobody interprets here.
         unsafe { std::ptr::copy_nonoverlapping(source, bytes.as_mut_ptr(), bytes.len()) }
     }
 
@@ -142,8 +142,8 @@ impl Pages {
     fn word32(&self, offset: usize) -> &AtomicU32 {
         assert!(offset.is_multiple_of(4));
         let address = self.address(offset, 4).cast();
-        // SAFETY: inside the mapping (`address` checks), which lives as long as `self`; aligned, since
-        // the mapping starts on a page; this process only accesses it atomically.
+        // SAFETY: inside the mapping (`address` checks), which lives as long as `self`; aligned,
+        // since the mapping starts on a page; this process only accesses it atomically.
         unsafe { AtomicU32::from_ptr(address) }
     }
 
@@ -189,7 +189,8 @@ impl Pages {
     /// Fills bytes of the data pages.
     pub(crate) fn fill(&self, offset: usize, len: usize, value: u8) {
         let target = self.data_address(offset, len);
-        // SAFETY: `len` bytes inside the mapping (checked), which is writable; any byte is valid there.
+        // SAFETY: `len` bytes inside the mapping (checked), which is writable; any byte is valid
+        // there.
         unsafe { std::ptr::write_bytes(target, value, len) }
     }
 }

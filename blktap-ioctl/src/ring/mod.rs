@@ -50,8 +50,8 @@
 //! }
 //! ```
 //!
-//! and the result of `unmap` cannot be taken for a ring that is unmapped, since with I/O in flight it
-//! is not:
+//! and the result of `unmap` cannot be taken for a ring that is unmapped, since with I/O in flight
+//! it is not:
 //!
 //! ```compile_fail,E0308
 //! # use blktap_ioctl::{MappedRing, Ring};
@@ -60,8 +60,19 @@
 //! }
 //! ```
 //!
-//! Dropped with requests outstanding a `MappedRing` leaves its pages mapped for ever, and so the ring
-//! busy until the process ends: a leak, instead of I/O into memory that is something else by then.
+//! Dropped with requests outstanding a `MappedRing` leaves its pages mapped for ever, and so the
+//! ring busy until the process ends: a leak, instead of I/O into memory that is something else by
+//! then.
+//!
+//! What types cannot keep, and the server must:
+//! * Deregister the fd from epoll before `unmap`, and before dropping a ring that leaks its pages:
+//!   the pages keep the file open, and epoll would go on polling it.
+//! * No fork between `open` and the end: the mapping is not inherited, and the driver serves only
+//!   the process that mapped it.
+//! * blktap-dkms 2.0.91 maps the pages of each request over the data area and unmaps them after its
+//!   response. In between the kernel may give these addresses to any other mapping of the process,
+//!   which the next request would replace. Nothing in user space prevents this; the drivers of
+//!   2009, XenServer and XCP-ng keep the area.
 
 mod device;
 mod door;

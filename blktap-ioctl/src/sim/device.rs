@@ -31,23 +31,26 @@ pub struct Completion<'a> {
 
 /// The block layer above the simulated driver. Shared by all that use the device, on any thread.
 ///
-/// Requests are taken when the device exists and the range is inside (ENXIO, EIO), writes when it is
-/// not read-only (EPERM), flushes and trims when it has them (EOPNOTSUPP), and while a tag is free
-/// (EAGAIN): a tag is in use until the end of its request was looked at.
+/// Requests are taken when the device exists and the range is inside (ENXIO, EIO), writes when it
+/// is not read-only (EPERM), flushes and trims when it has them (EOPNOTSUPP), and while a tag is
+/// free (EAGAIN): a tag is in use until the end of its request was looked at.
 #[derive(Clone, Debug)]
 pub struct SimDevice {
     kernel: Arc<Kernel>,
     /// Stands in for the buffer of the completion that is being looked at.
     spare: Arc<Mutex<Box<[u8]>>>,
+    has_data: bool,
 }
 
 impl SimDevice {
     pub(super) fn new(kernel: Arc<Kernel>) -> Self {
-        let bytes = if kernel.lock().options.copy_data { REQUEST_BYTES_MAX } else { 0 };
-        Self { kernel, spare: Arc::new(Mutex::new(vec![0; bytes].into())) }
+        let has_data = kernel.lock().options.copy_data;
+        let bytes = if has_data { REQUEST_BYTES_MAX } else { 0 };
+        Self { kernel, spare: Arc::new(Mutex::new(vec![0; bytes].into())), has_data }
     }
 
-    /// Queues a read. `sector` in 512 bytes, here and below; `cookie` comes back with the completion.
+    /// Queues a read. `sector` in 512 bytes, here and below; `cookie` comes back with the
+    /// completion.
     ///
     /// # Errors
     /// See [`SimDevice`].
@@ -69,9 +72,8 @@ impl SimDevice {
         segments: Segments,
         data: &[u8],
     ) -> Result<(), Errno> {
-        let has_data = self.kernel.lock().options.copy_data;
-        assert!(!has_data || data.len() == segments.bytes(), "{} bytes of data", data.len());
-        let data = if has_data { data } else { &[] };
+        assert!(!self.has_data || data.len() == segments.bytes(), "{} bytes of data", data.len());
+        let data = if self.has_data { data } else { &[] };
         self.submit(cookie, Op::Write, sector, 0, segments, data)
     }
 
@@ -105,8 +107,8 @@ impl SimDevice {
         self.kernel.submit(BlockRequest { cookie, op, sector, sectors, segments }, data)
     }
 
-    /// Looks at each request that ended before this call, in the order in which they ended. `look` may
-    /// submit, but not ask for completions. Returns how many there were.
+    /// Looks at each request that ended before this call, in the order in which they ended. `look`
+    /// may submit, but not ask for completions. Returns how many there were.
     ///
     /// # Panics
     /// When two threads, or `look`, ask at the same time.
@@ -174,8 +176,8 @@ impl SimDevice {
         }
     }
 
-    /// Responses that no driver should see: to a request that is not pending, or more than there can
-    /// be. A driver may crash on them.
+    /// Responses that no driver should see: to a request that is not pending, or more than there
+    /// can be. A driver may crash on them.
     #[must_use]
     pub fn violations(&self) -> u64 {
         self.kernel.lock().violations

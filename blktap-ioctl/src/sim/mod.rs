@@ -1,7 +1,7 @@
 //! The kernel's half of a ring, in this process: for tests, fuzzing and benchmarks.
 //!
-//! [`create`] gives both ends: a [`Ring`], the production type, and a [`SimDevice`], which stands for
-//! the block layer above the driver and for its users.
+//! [`create`] gives both ends: a [`Ring`], the production type, and a [`SimDevice`], which stands
+//! for the block layer above the driver and for its users.
 //!
 //! ```text
 //!   SimDevice ──submit──> block queue ──poll_now──> ring ──take──> server
@@ -10,18 +10,18 @@
 //! ```
 //!
 //! It keeps the driver's rules:
-//! * Requests move into the ring only inside the ring's poll method, on the server's thread, each into
-//!   the lowest free slot; at most 32 are outstanding, further ones wait in the block queue.
+//! * Requests move into the ring only inside the ring's poll method, on the server's thread, each
+//!   into the lowest free slot; at most 32 are outstanding, further ones wait in the block queue.
 //! * RESPOND takes what was published, in any order. A wrong operation is EIO for the caller; a
 //!   response to no request is counted ([`SimDevice::violations`]), where a driver may crash.
 //! * The pages of a request are fresh when it comes and lost after its response. Here they hold
-//!   [`POISON_FRESH`] and [`POISON_LOST`], so that a read answered without data, and a page touched too
-//!   late, are seen.
+//!   [`POISON_FRESH`] and [`POISON_LOST`], so that a read answered without data, and a page touched
+//!   too late, are seen.
 //! * The device is busy while it is open; its last close is an event of the ring, once.
 //! * EACCES before the ring is mapped; unmapping ends what is outstanding with EIO.
 //!
-//! The ring's descriptor is an eventfd that becomes readable when polling is worth while. Unlike the
-//! driver's it does not publish by being waited for: `poll_now` does.
+//! The ring's descriptor is an eventfd that becomes readable when polling is worth while. Unlike
+//! the driver's it does not publish by being waited for: `poll_now` does.
 //!
 //! After [`create`] nothing is allocated.
 
@@ -76,8 +76,8 @@ pub struct SimOptions {
     pub queue_depth: u16,
     /// Fill pages with poison. Costs up to two passes over the pages of each request.
     pub poison: bool,
-    /// Move the data of reads and writes between the pages and the caller. Without it completions of
-    /// reads have no data, and writes carry what the pages happened to hold.
+    /// Move the data of reads and writes between the pages and the caller. Without it completions
+    /// of reads have no data, and writes carry what the pages happened to hold.
     pub copy_data: bool,
     /// Where the ring's indices start; 0 in a driver. Near `u32::MAX` they soon wrap.
     pub first_index: u32,

@@ -38,8 +38,8 @@ impl Segments {
     /// As given.
     ///
     /// # Panics
-    /// With more than 11, or one that is not inside its page: the block layer makes no such thing. For
-    /// entries that no block layer makes there is [`Hostile`](super::Hostile).
+    /// With more than 11, or one that is not inside its page: the block layer makes no such thing.
+    /// For entries that no block layer makes there is [`Hostile`](super::Hostile).
     #[must_use]
     pub fn new(items: &[SimSegment]) -> Self {
         let mut segments = Self::default();

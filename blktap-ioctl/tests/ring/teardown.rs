@@ -8,8 +8,8 @@ use nix::errno::Errno;
 
 use crate::{attach, completed, take_all};
 
-/// The lines of this process's map that hold the ring's data pages, with the inode of its memory, so
-/// that another ring at the same address is told apart.
+/// The lines of this process's map that hold the ring's data pages, with the inode of its memory,
+/// so that another ring at the same address is told apart.
 fn mapping_of(address: usize) -> Option<String> {
     let maps = fs::read_to_string("/proc/self/maps").unwrap();
     let line = maps.lines().find(|line| {
