@@ -77,6 +77,16 @@ pub(super) fn watch(
     registry.register(stream, Token(base + 1 + usize::from(number)), Interest::READABLE)
 }
 
+/// A staging buffer and room for reply headers.
+fn connection_memory(config: &NbdConfig, memory: &mut Memory) -> Option<(Segment, Segment)> {
+    let staging = memory.allocate(config.staging_bytes)?;
+    let cells = memory.allocate(outbox::cells_bytes(config.requests_per_client));
+    if cells.is_none() {
+        memory.free(staging);
+    }
+    Some((staging, cells?))
+}
+
 /// One place for a connection, with all its tables.
 #[derive(Debug)]
 pub(super) struct Client {
@@ -192,13 +202,8 @@ impl Client {
             self.since = Some(shared.now);
             self.progress = shared.now;
         }
-        let Some(staging) = memory.allocate(shared.config.staging_bytes) else {
-            shared.blocked = true;
-            return Ok(Turn::Idle);
-        };
-        let Some(cells) = memory.allocate(outbox::cells_bytes(shared.config.requests_per_client))
-        else {
-            memory.free(staging);
+        let Some((staging, cells)) = connection_memory(&shared.config, memory) else {
+            shared.drop_pages(memory);
             shared.blocked = true;
             return Ok(Turn::Idle);
         };

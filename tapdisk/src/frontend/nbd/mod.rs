@@ -276,7 +276,7 @@ impl NbdDoor {
         };
         if since.after(SILENT_BEFORE_EVICTION) <= self.shared.now {
             self.clients[usize::from(number)].die(Gone::Fault, &mut self.shared, memory);
-            self.bury();
+            self.bury(memory);
         }
     }
 
@@ -290,12 +290,15 @@ impl NbdDoor {
     }
 
     /// Takes the dead that nothing runs for any more off the list.
-    fn bury(&mut self) {
+    fn bury(&mut self, memory: &mut Memory) {
         if self.shared.has_dead {
             let clients = &mut self.clients;
             self.live.retain(|number| !clients[usize::from(*number)].bury());
             self.shared.has_dead =
                 self.live.iter().any(|number| clients[usize::from(*number)].phase == Phase::Dead);
+            if self.live.is_empty() {
+                self.shared.drop_pages(memory);
+            }
         }
     }
 }
@@ -347,7 +350,7 @@ impl Frontend for NbdDoor {
                 more |= client.turn(&mut self.shared, intake) == Turn::More;
             }
         }
-        self.bury();
+        self.bury(intake.memory());
         // Room that others take up comes back without an answer to this door.
         more || (self.shared.out_of_room && self.shared.running == 0)
     }
@@ -357,14 +360,14 @@ impl Frontend for NbdDoor {
         let client = &mut self.clients[number as usize];
         let slot = u16::try_from(slot).expect("16 bits");
         client.answered(slot, answer, &mut self.shared, memory);
-        self.bury();
+        self.bury(memory);
     }
 
     fn flush(&mut self, memory: &mut Memory) {
         for number in &self.live {
             self.clients[usize::from(*number)].flush(&mut self.shared, memory);
         }
-        self.bury();
+        self.bury(memory);
     }
 
     fn deadline(&self) -> Option<Now> {
@@ -398,7 +401,7 @@ impl Frontend for NbdDoor {
         for client in &mut self.clients {
             client.die(Gone::Left, &mut self.shared, memory);
         }
-        self.bury();
+        self.bury(memory);
         self.shared.registry = None;
         self.wake = false;
     }

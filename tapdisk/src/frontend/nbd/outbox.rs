@@ -107,28 +107,19 @@ impl Outbox {
 
     /// Names what to send next: fills `segments` and returns how many, and the sum of their lengths.
     pub(super) fn gather(&self, segments: &mut [Segment]) -> (usize, usize) {
-        let (mut used, mut bytes, mut skip) = (0usize, 0, self.sent);
-        let (wrapped, straight) = self.entries.split_at(self.first);
-        for entry in straight.iter().chain(wrapped).take(self.count) {
-            for part in [entry.header, entry.data] {
-                let part = skip_front(part, &mut skip);
-                if part.len == 0 {
-                    continue;
-                }
-                let last = segments[..used].last_mut();
-                // Neighbours in memory are one segment, whatever they hold.
-                if let Some(last) = last.filter(|last| last.offset + last.len == part.offset) {
-                    last.len += part.len;
-                } else if used < segments.len() {
-                    segments[used] = part;
-                    used += 1;
-                } else {
-                    return (used, bytes);
-                }
-                bytes += part.len as usize;
+        let mut list = List { segments, used: 0, bytes: 0, skip: self.sent };
+        let mut index = self.first;
+        for _ in 0..self.count {
+            let entry = &self.entries[index];
+            if !(list.add(entry.header) && list.add(entry.data)) {
+                break;
+            }
+            index += 1;
+            if index == self.entries.len() {
+                index = 0;
             }
         }
-        (used, bytes)
+        (list.used, list.bytes)
     }
 
     /// Takes note that the kernel took `bytes` more.
@@ -156,9 +147,147 @@ impl Outbox {
     }
 }
 
-/// What is left of a segment when its first `skip` bytes are gone; the rest of `skip` stays.
-fn skip_front(segment: Segment, skip: &mut u32) -> Segment {
-    let gone = segment.len.min(*skip);
-    *skip -= gone;
-    Segment { offset: segment.offset + gone, len: segment.len - gone, ..segment }
+/// The segments of one system call.
+struct List<'a> {
+    segments: &'a mut [Segment],
+    used: usize,
+    bytes: usize,
+    /// What the kernel has already.
+    skip: u32,
+}
+
+impl List<'_> {
+    /// Appends what is left of a segment; `false` when the list is full.
+    fn add(&mut self, mut part: Segment) -> bool {
+        if self.skip > 0 {
+            let gone = part.len.min(self.skip);
+            self.skip -= gone;
+            part = part.part(gone, part.len - gone);
+        }
+        if part.len == 0 {
+            return true;
+        }
+        // Neighbours in memory are one segment, whatever they hold.
+        if let Some(last) = self.segments[..self.used].last_mut()
+            && last.offset + last.len == part.offset
+        {
+            last.len += part.len;
+        } else if let Some(next) = self.segments.get_mut(self.used) {
+            *next = part;
+            self.used += 1;
+        } else {
+            return false;
+        }
+        self.bytes += part.len as usize;
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::VecDeque;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const SLOTS: u16 = 4;
+
+    fn memory() -> (Memory, Segment) {
+        let mut memory = Memory::new(64 << 10).unwrap();
+        let cells = memory.allocate(cells_bytes(SLOTS)).unwrap();
+        (memory, cells)
+    }
+
+    #[test]
+    fn replies_without_data_are_one_segment() {
+        let (mut memory, cells) = memory();
+        let mut outbox = Outbox::new(SLOTS);
+        outbox.open(cells);
+        for slot in 0..SLOTS {
+            outbox.push(slot, &[0; 16], Segment::EMPTY, &mut memory);
+        }
+        let mut segments = [Segment::EMPTY; 8];
+        assert_eq!(outbox.gather(&mut segments), (1, 64));
+        assert_eq!(segments[0], cells.part(0, 64));
+    }
+
+    #[test]
+    fn what_goes_into_one_call_is_bounded() {
+        let (mut memory, cells) = memory();
+        let data = memory.allocate(8192).unwrap();
+        let mut outbox = Outbox::new(SLOTS);
+        outbox.open(cells);
+        for slot in 0..SLOTS {
+            outbox.push(slot, &[0; 16], data.part(4096, 100), &mut memory);
+        }
+        assert_eq!(outbox.gather(&mut [Segment::EMPTY; 3]), (3, 16 + 100 + 16));
+    }
+
+    #[test]
+    #[should_panic(expected = "a slot has one reply")]
+    fn asserts_on_more_replies_than_slots() {
+        let (mut memory, cells) = memory();
+        let mut outbox = Outbox::new(SLOTS);
+        outbox.open(cells);
+        for slot in 0..=SLOTS + 1 {
+            outbox.push(slot, &[0; 16], Segment::EMPTY, &mut memory);
+        }
+    }
+
+    proptest! {
+        /// Against a plain queue of bytes: whatever is sent in whatever pieces, the stream is the
+        /// replies in their order, and each is given back when its last byte is gone.
+        #[test]
+        fn the_stream_is_the_replies_in_order(
+            steps in prop::collection::vec((any::<bool>(), 16usize..=28, 0u32..300, 0usize..800), 1..300),
+        ) {
+            let (mut memory, cells) = memory();
+            let data = memory.allocate(4096).unwrap();
+            let mut outbox = Outbox::new(SLOTS);
+            outbox.open(cells);
+            let mut stream: VecDeque<u8> = VecDeque::new();
+            let mut ends: VecDeque<(u16, usize)> = VecDeque::new();
+            let mut free: Vec<u16> = (0..SLOTS).collect();
+            let (mut pushed, mut sent) = (0usize, 0usize);
+            let pattern: Vec<u8> = (0..4096).map(|index| u8::try_from(index % 253).unwrap()).collect();
+            memory.copy_in(data, &pattern);
+            for (step, (push, header_bytes, data_bytes, send_bytes)) in steps.into_iter().enumerate() {
+                if push && (outbox.is_empty() || !free.is_empty()) {
+                    let is_option = outbox.is_empty() && step % 3 == 0;
+                    let slot = if is_option { NO_SLOT } else { free.pop().unwrap() };
+                    let header_bytes = if is_option { 256 } else { header_bytes };
+                    let header = vec![u8::try_from(step % 256).unwrap(); header_bytes];
+                    outbox.push(slot, &header, data.part(u32::try_from(step).unwrap(), data_bytes), &mut memory);
+                    stream.extend(&header);
+                    stream.extend(&pattern[step..][..data_bytes as usize]);
+                    pushed += header_bytes + data_bytes as usize;
+                    ends.push_back((slot, pushed));
+                } else {
+                    let mut segments = [Segment::EMPTY; 5];
+                    let (used, bytes) = outbox.gather(&mut segments);
+                    let mut gathered = Vec::new();
+                    for segment in &segments[..used] {
+                        let mut piece = vec![0; segment.len as usize];
+                        memory.copy_out(*segment, &mut piece);
+                        gathered.extend(piece);
+                    }
+                    prop_assert_eq!(gathered.len(), bytes);
+                    let taken: Vec<u8> = stream.drain(..send_bytes.min(bytes)).collect();
+                    prop_assert_eq!(&gathered[..taken.len()], &taken[..]);
+                    sent += taken.len();
+                    outbox.advance(taken.len());
+                    while let Some(slot) = outbox.pop_sent() {
+                        let (expected, end) = ends.pop_front().unwrap();
+                        prop_assert_eq!(slot, expected);
+                        prop_assert!(end <= sent);
+                        if slot != NO_SLOT {
+                            free.push(slot);
+                        }
+                    }
+                    prop_assert!(ends.front().is_none_or(|(_, end)| *end > sent));
+                }
+            }
+        }
+    }
 }

@@ -3,7 +3,7 @@
 use mio::Registry;
 
 use super::{NbdConfig, NbdStats, SOCKET_SEGMENTS_MAX, handshake};
-use crate::memory::{Memory, Segment};
+use crate::memory::{Memory, PAGE_SIZE, Segment};
 use crate::time::Now;
 
 /// The state beside the clients.
@@ -34,7 +34,13 @@ pub(super) struct Shared {
     buffers: u32,
     /// Whoever is first in line for memory.
     waiter: Option<Waiter>,
+    /// Free pages that are kept, for the next small request: see [`PAGES_KEPT_MAX`].
+    pages: Vec<Segment>,
 }
+
+/// How many pages are kept. Small requests come in numbers, and taking a page from here and putting it
+/// back costs a tenth of splitting and joining runs in the arena. 256 KiB; two clients at depth 32.
+const PAGES_KEPT_MAX: usize = 64;
 
 #[derive(Clone, Copy, Debug)]
 struct Waiter {
@@ -69,6 +75,7 @@ impl Shared {
             segments: vec![Segment::EMPTY; SOCKET_SEGMENTS_MAX].into(),
             buffers: 0,
             waiter: None,
+            pages: Vec::with_capacity(PAGES_KEPT_MAX),
         }
     }
 
@@ -78,7 +85,17 @@ impl Shared {
         if self.waiter.is_some_and(|waiter| waiter.client != client) {
             return Grant::Wait;
         }
-        let buffer = memory.allocate(bytes);
+        if bytes <= PAGE_SIZE
+            && self.waiter.is_none()
+            && let Some(page) = self.pages.pop()
+        {
+            self.buffers += 1;
+            return Grant::Buffer(Segment { len: bytes, ..page });
+        }
+        let buffer = memory.allocate(bytes).or_else(|| {
+            self.drop_pages(memory);
+            memory.allocate(bytes)
+        });
         if buffer.is_none() && self.buffers > 0 {
             self.waiter.get_or_insert(Waiter { client, since: self.now });
             return Grant::Wait;
@@ -96,10 +113,29 @@ impl Shared {
 
     /// Takes a request's buffer back, if it had one.
     pub(super) fn free(&mut self, buffer: Segment, memory: &mut Memory) {
-        if buffer.len > 0 {
-            memory.free(buffer);
-            self.buffers -= 1;
+        if buffer.len == 0 {
+            return;
         }
+        self.buffers -= 1;
+        if buffer.len <= PAGE_SIZE && self.waiter.is_none() && self.pages.len() < PAGES_KEPT_MAX {
+            self.pages.push(buffer);
+        } else {
+            memory.free(buffer);
+        }
+    }
+
+    /// Gives the pages that are kept back to the arena.
+    pub(super) fn drop_pages(&mut self, memory: &mut Memory) {
+        self.released |= !self.pages.is_empty();
+        for page in self.pages.drain(..) {
+            memory.free(page);
+        }
+    }
+
+    /// Bytes of the pages that are kept.
+    #[cfg(test)]
+    pub(super) fn kept(&self) -> u64 {
+        self.pages.len() as u64 * u64::from(PAGE_SIZE)
     }
 
     /// A client is gone: it waits no more.
