@@ -22,9 +22,8 @@ pub(super) fn measure(ground: &mut Ground) -> Result<()> {
     println!("{:<26} {:<20} {:>14}", "pattern", "server", "instructions");
     for pattern in PATTERNS.iter().filter(|pattern| pattern.is_small) {
         for kind in Kind::present(ground) {
-            // The control row says nothing here: instructions do not depend on the machine's load.
             // Valgrind of many systems knows no io_uring.
-            if matches!(kind, Kind::OursAgain | Kind::QemuIoUring) {
+            if !kind.is_counted() || kind == Kind::QemuIoUring {
                 continue;
             }
             let instructions = per_request(ground, kind, pattern)?;

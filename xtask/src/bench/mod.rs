@@ -74,6 +74,20 @@ impl Ground {
         self.janitor.files()
     }
 
+    /// Makes the kernel forget what it cached of the image: the last server may have used the cache.
+    fn drop_cache(&self) -> Result<()> {
+        let mut dd = command::tool("dd");
+        dd.arg(format!("of={}", self.image.display()));
+        command::run(dd.args(["oflag=nocache", "conv=notrunc,fdatasync", "count=0", "status=none"]))
+    }
+
+    /// Reads the image once past the cache: what lies below, a host's cache perhaps, is warm then.
+    fn warm(&self) -> Result<()> {
+        let mut dd = command::tool("dd");
+        dd.arg(format!("if={}", self.image.display()));
+        command::run(dd.args(["of=/dev/null", "bs=1M", "iflag=direct", "status=none"]))
+    }
+
     /// A path that no other socket or file here has.
     fn fresh(&mut self, name: &str) -> PathBuf {
         self.started += 1;
@@ -127,6 +141,9 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
     let mut build = command::cargo(["build", "--release", "--quiet"]);
     command::run(build.args(packages))?;
     let mut ground = Ground::new(&options)?;
+    if ground.warm().is_err() {
+        println!("this file system has no direct I/O: rates of different servers say little here");
+    }
     for measurement in &options.chosen {
         println!("\n{} {}: {}", command::time_of_day(), measurement.name, measurement.what);
         (measurement.run)(&mut ground)?;

@@ -43,6 +43,7 @@ pub(super) fn measure(ground: &mut Ground) -> Result<()> {
 }
 
 fn once(ground: &mut Ground, kind: Kind, pattern: &Pattern) -> Result<(f64, f64)> {
+    ground.drop_cache()?;
     let server = Server::start(ground, kind, &[])?;
     let before = server.cpu_seconds()?;
     let report = client::run(ground, &server.socket, pattern, Amount::Seconds(SECONDS))?;

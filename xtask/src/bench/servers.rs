@@ -26,12 +26,21 @@ pub(super) enum Kind {
     OursAgain,
     QemuIoUring,
     QemuNative,
+    /// As it comes: through the page cache.
     Nbdkit,
+    /// Asks the kernel, after each request, to drop what it cached.
+    NbdkitUncached,
 }
 
 impl Kind {
-    pub(super) const ALL: [Self; 5] =
-        [Self::Ours, Self::OursAgain, Self::QemuIoUring, Self::QemuNative, Self::Nbdkit];
+    pub(super) const ALL: [Self; 6] = [
+        Self::Ours,
+        Self::OursAgain,
+        Self::QemuIoUring,
+        Self::QemuNative,
+        Self::Nbdkit,
+        Self::NbdkitUncached,
+    ];
 
     pub(super) fn name(self) -> &'static str {
         match self {
@@ -40,12 +49,22 @@ impl Kind {
             Self::QemuIoUring => "qemu-nbd, io_uring",
             Self::QemuNative => "qemu-nbd, native",
             Self::Nbdkit => "nbdkit file",
+            Self::NbdkitUncached => "nbdkit, cache=none",
         }
     }
 
-    /// Whether its writes reach the disk before they are answered, as those of the others do.
+    /// Whether it goes to the disk for each request, as the others do.
     pub(super) fn is_peer_in(self, is_read: bool) -> bool {
-        is_read || self != Self::Nbdkit
+        match self {
+            Self::Nbdkit => false,
+            Self::NbdkitUncached => is_read,
+            _ => true,
+        }
+    }
+
+    /// Whether instructions and system calls are counted: each program once.
+    pub(super) fn is_counted(self) -> bool {
+        !matches!(self, Self::OursAgain | Self::NbdkitUncached)
     }
 
     /// The servers that are wanted and whose programs are there.
@@ -53,7 +72,7 @@ impl Kind {
         let is_there = |kind: &Self| match kind {
             Self::Ours | Self::OursAgain => ours("tapdisk").is_file() && ours("tap-ctl").is_file(),
             Self::QemuIoUring | Self::QemuNative => command::find("qemu-nbd").is_some(),
-            Self::Nbdkit => command::find("nbdkit").is_some(),
+            Self::Nbdkit | Self::NbdkitUncached => command::find("nbdkit").is_some(),
         };
         let is_wanted = |kind: &Self| kind.name().starts_with(&ground.only);
         Self::ALL.into_iter().filter(is_wanted).filter(is_there).collect()
@@ -89,11 +108,14 @@ impl Server {
                 command.arg(format!("--aio={engine}"));
                 Self::child(ground, command, socket)
             }
-            Kind::Nbdkit => {
+            Kind::Nbdkit | Kind::NbdkitUncached => {
                 let socket = ground.fresh("nbdkit");
                 let mut command = wrapped(ground, wrapper, &program("nbdkit")?);
                 command.args(["--foreground", "--unix"]).arg(&socket);
                 command.arg("file").arg(&ground.image);
+                if kind == Kind::NbdkitUncached {
+                    command.arg("cache=none");
+                }
                 Self::child(ground, command, socket)
             }
         }

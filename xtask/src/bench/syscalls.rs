@@ -47,7 +47,7 @@ pub(super) fn measure(ground: &mut Ground) -> Result<()> {
     println!("{:<26} {:<20} {:>14}  ({counter:?})", "pattern", "server", "system calls");
     for pattern in PATTERNS.iter().filter(|pattern| pattern.is_small) {
         for kind in Kind::present(ground) {
-            if kind == Kind::OursAgain {
+            if !kind.is_counted() {
                 continue;
             }
             let [few, many] = REQUESTS;
