@@ -138,7 +138,7 @@ fn pause_it(story: &mut Story, disk: &Disk) -> Result<()> {
     if !story.has("fio") {
         return Ok(());
     }
-    let before = stats(story, disk, false)?;
+    let before = stats(story, disk)?;
     let (offset, size) = (format!("--offset={IMAGE_MIB}M"), SCRATCH_MIB - IMAGE_MIB);
     let mut load = story.background(
         "fio",
@@ -160,17 +160,15 @@ fn pause_it(story: &mut Story, disk: &Disk) -> Result<()> {
         ],
     )?;
     wait::until(LOAD_LIMIT, "the load's first writes", || {
-        stats(story, disk, false)
-            .is_ok_and(|stats| stats["secs"][1] != before["secs"][1])
-            .then_some(())
+        stats(story, disk).is_ok_and(|stats| stats["secs"][1] != before["secs"][1]).then_some(())
     })?;
     wait::pass(Duration::from_secs(1));
     let disk_is = ["-p", disk.pid.as_str(), "-m", disk.minor.as_str()];
     story.tap_ctl(["pause"].iter().chain(&disk_is))?;
     story.tap_ctl(["list", "-p", &disk.pid])?;
-    let before = stats(story, disk, false)?["secs"].clone();
+    let before = stats(story, disk)?["secs"].clone();
     wait::pass(Duration::from_secs(1));
-    if stats(story, disk, false)?["secs"] != before {
+    if stats(story, disk)?["secs"] != before {
         return Err("The paused disk went on".into());
     }
     println!("(a second passes: the load waits, nothing is served, nothing fails)");
@@ -182,17 +180,18 @@ fn pause_it(story: &mut Story, disk: &Disk) -> Result<()> {
     load.end(LOAD_LIMIT)
 }
 
-fn stats(story: &Story, disk: &Disk, is_shown: bool) -> Result<serde_json::Value> {
-    let arguments = ["stats", "-p", &disk.pid, "-m", &disk.minor];
-    let text = if is_shown { story.tap_ctl(arguments)? } else { story.quiet(arguments)? };
+/// All that the daemon tells of a disk.
+fn stats(story: &Story, disk: &Disk) -> Result<serde_json::Value> {
+    let text = story.quiet(["stats", "--json", "-p", &disk.pid, "-m", &disk.minor])?;
     serde_json::from_str(&text).map_err(|error| format!("tap-ctl stats printed no JSON: {error}"))
 }
 
 fn show_it(story: &Story, disk: &Disk) -> Result<()> {
     chapter("What it did");
     story.tap_ctl(["list"])?;
-    let stats = stats(story, disk, true)?;
-    println!("The latencies in it, as bars:");
+    story.tap_ctl(["stats", "-p", &disk.pid, "-m", &disk.minor])?;
+    println!("The latencies (with --json they are in it), as bars:");
+    let stats = stats(story, disk)?;
     for kind in ["read", "write", "flush"] {
         print!("{}", chart::bars(&stats, kind));
     }
