@@ -1,14 +1,14 @@
 //! Operations that have no asynchronous form everywhere: fdatasync, fallocate, lseek; and the helper
 //! thread that does them where they would block the loop.
 //!
-//! The thread is started when it is first needed. Both channels are bounded by the capacity of the
-//! queue, so that neither side ever waits for room.
+//! The thread is started when it is first needed, and one is enough: what it does is rare, and the
+//! journal of a file system puts most of it in a row anyway.
 
+use std::collections::VecDeque;
 use std::fs::File;
 use std::io;
-use std::os::fd::BorrowedFd;
-use std::sync::Arc;
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -75,56 +75,98 @@ struct Job {
     len: u64,
 }
 
+/// What the queue and the thread share: two lists with room for every I/O of the queue, so that
+/// neither side ever waits for room or allocates.
+struct Shared {
+    lists: Mutex<Lists>,
+    /// A job came, or the end.
+    todo: Condvar,
+    /// A result came.
+    done: Condvar,
+}
+
+struct Lists {
+    jobs: VecDeque<Job>,
+    results: Vec<Raw>,
+    /// The queue is gone.
+    closed: bool,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Lists> {
+        self.lists.lock().expect("nobody panics with the lists")
+    }
+}
+
 /// The helper thread, as the queue sees it.
 pub(super) struct Worker {
-    jobs: SyncSender<Job>,
-    results: Receiver<Raw>,
+    shared: Arc<Shared>,
     thread: JoinHandle<()>,
 }
 
 impl Worker {
     pub(super) fn start(capacity: usize, event: Arc<EventFd>) -> io::Result<Self> {
-        let (jobs, todo) = sync_channel::<Job>(capacity);
-        let (done, results) = sync_channel(capacity);
+        let lists = Lists {
+            jobs: VecDeque::with_capacity(capacity),
+            results: Vec::with_capacity(capacity),
+            closed: false,
+        };
+        let shared = Arc::new(Shared {
+            lists: Mutex::new(lists),
+            todo: Condvar::new(),
+            done: Condvar::new(),
+        });
+        let theirs = Arc::clone(&shared);
         let thread = std::thread::Builder::new()
             .name("queue-helper".to_owned())
-            .spawn(move || serve(&todo, &done, &event))?;
-        Ok(Self { jobs, results, thread })
+            .spawn(move || serve(&theirs, &event))?;
+        Ok(Self { shared, thread })
     }
 
     pub(super) fn give(&self, key: Key, verb: Verb, file: Arc<File>, offset: u64, len: u64) {
-        let job = Job { key, verb, file, offset, len };
-        self.jobs.try_send(job).expect("as many places as the queue knows I/Os");
+        self.shared.lock().jobs.push_back(Job { key, verb, file, offset, len });
+        self.shared.todo.notify_one();
     }
 
     pub(super) fn reap(&self, out: &mut Vec<Raw>) {
-        out.extend(self.results.try_iter());
+        out.append(&mut self.shared.lock().results);
     }
 
     /// Waits for at least one result.
     pub(super) fn wait(&self, timeout: Duration, out: &mut Vec<Raw>) {
-        out.extend(self.results.recv_timeout(timeout));
+        let none = |lists: &mut Lists| lists.results.is_empty();
+        let lists = self.shared.lock();
+        let waited = self.shared.done.wait_timeout_while(lists, timeout, none);
+        let (mut lists, _) = waited.expect("nobody panics with the lists");
+        out.append(&mut lists.results);
     }
 
     /// Lets the thread end; waits for it only when it has nothing left to do. Otherwise it keeps what
     /// it uses (the files, never the memory of an I/O) and ends by itself, should it come back.
     pub(super) fn stop(self, join: bool) {
-        drop(self.jobs);
+        {
+            let mut lists = self.shared.lock();
+            lists.jobs.clear();
+            lists.closed = true;
+        }
+        self.shared.todo.notify_one();
         if join {
             self.thread.join().expect("the helper thread does not panic");
         }
     }
 }
 
-fn serve(todo: &Receiver<Job>, done: &SyncSender<Raw>, event: &EventFd) {
-    use std::os::fd::AsFd;
-    while let Ok(Job { key, verb, file, offset, len }) = todo.recv() {
+fn serve(shared: &Shared, event: &EventFd) {
+    let idle = |lists: &mut Lists| lists.jobs.is_empty() && !lists.closed;
+    loop {
+        let waited = shared.todo.wait_while(shared.lock(), idle);
+        let job = waited.expect("nobody panics with the lists").jobs.pop_front();
+        let Some(Job { key, verb, file, offset, len }) = job else { return };
         let result = run(file.as_fd(), verb, offset, len);
         // Before the result: who sees it may take for granted that nobody else holds the file.
         drop(file);
-        if done.send(Raw { key, result }).is_err() {
-            return;
-        }
+        shared.lock().results.push(Raw { key, result });
+        shared.done.notify_one();
         // Fails only when the counter is full (EAGAIN): then the event is signalled already.
         let _ = event.write(1);
     }

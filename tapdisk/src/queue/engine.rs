@@ -91,6 +91,7 @@ pub(super) enum Verb {
 }
 
 impl Verb {
+    #[inline]
     pub(super) fn has_data(self) -> bool {
         matches!(self, Self::Read | Self::Write | Self::WriteDurable)
     }
@@ -187,6 +188,7 @@ impl Engine {
     }
 
     /// Whether it has an own form of the verb; otherwise the helper thread does it.
+    #[inline]
     pub(super) fn takes(&self, verb: Verb) -> bool {
         match self {
             Self::Aio(aio) => verb.has_data() || (verb == Verb::Sync && aio.takes_sync()),
@@ -204,6 +206,7 @@ impl Engine {
         }
     }
 
+    #[inline]
     pub(super) fn stage(&mut self, request: &Request<'_>) {
         match self {
             Self::Aio(aio) => aio.stage(request),
@@ -244,6 +247,7 @@ impl Engine {
     }
 
     /// Takes out all results; returns how many system calls it took.
+    #[inline]
     pub(super) fn reap(&mut self, out: &mut Vec<Raw>) -> u64 {
         match self {
             Self::Aio(aio) => aio.reap(out),

@@ -50,16 +50,19 @@ impl Files {
         self.slots.iter().flatten().count()
     }
 
+    #[inline]
     fn slot(&mut self, id: FileId) -> &mut Slot {
         self.slots[usize::from(id.0)].as_mut().expect("an I/O names a file that was added")
     }
 
     /// One more I/O.
+    #[inline]
     pub(super) fn begin(&mut self, id: FileId) {
         self.slot(id).in_flight += 1;
     }
 
     /// One I/O less.
+    #[inline]
     pub(super) fn end(&mut self, id: FileId) {
         self.slot(id).in_flight -= 1;
     }
@@ -69,15 +72,18 @@ impl Files {
         self.slot(id).plain_only = true;
     }
 
+    #[inline]
     pub(super) fn is_plain_only(&self, id: FileId) -> bool {
         self.slots[usize::from(id.0)].as_ref().is_some_and(|slot| slot.plain_only)
     }
 
+    #[inline]
     pub(super) fn get(&self, id: FileId) -> &Arc<File> {
         let slot = self.slots[usize::from(id.0)].as_ref();
         &slot.expect("an I/O names a file that was added").file
     }
 
+    #[inline]
     pub(super) fn fd(&self, id: FileId) -> BorrowedFd<'_> {
         self.get(id).as_fd()
     }

@@ -7,18 +7,43 @@ use crate::request::Extent;
 use crate::status::Status;
 
 use super::engine::{Raw, Verb, decode_extent};
-use super::table::{NONE, Phase, State};
+use super::files::Files;
+use super::table::{Entry, NONE, State};
 use super::{Completion, IoOp, Queue};
+
+/// The first step of an operation, and whether a sync comes after it.
+#[inline]
+pub(super) fn first_step(op: IoOp, files: &Files, file: super::FileId) -> (Verb, bool) {
+    match op {
+        IoOp::Read => (Verb::Read, false),
+        IoOp::Write { durable: false } => (Verb::Write, false),
+        IoOp::Write { durable: true } if files.is_plain_only(file) => (Verb::Write, true),
+        IoOp::Write { durable: true } => (Verb::WriteDurable, false),
+        IoOp::Flush => (Verb::Sync, false),
+        IoOp::Trim => (Verb::Punch, false),
+        IoOp::WriteZeroes { may_punch: true, durable } => (Verb::Punch, durable),
+        IoOp::WriteZeroes { may_punch: false, durable } => (Verb::Zero, durable),
+        IoOp::Status => (Verb::Extent, false),
+    }
+}
 
 impl Queue {
     /// Takes one result in.
+    #[inline]
     pub(super) fn settle(&mut self, raw: Raw) {
-        let index = self.table.running(raw.key);
-        match self.table.get(index).state {
-            State::Worker => self.in_worker -= 1,
-            _ => self.in_kernel -= 1,
+        let entry = self.table.running(raw.key);
+        let (index, is_alone, done) =
+            (raw.key.index(), entry.next == NONE, is_done(entry, raw.result));
+        if entry.state == State::Worker {
+            self.in_worker -= 1;
+        } else {
+            self.in_kernel -= 1;
         }
-        self.settle_group(index, raw.result);
+        if is_alone && done {
+            self.end(index, Status::Done, None);
+        } else {
+            self.settle_group(index, raw.result);
+        }
     }
 
     /// Settles an I/O and those merged with it.
@@ -49,7 +74,7 @@ impl Queue {
         }
         self.stats.undone += u64::from(undone != NONE);
         while undone != NONE {
-            let next = std::mem::replace(&mut self.table.get_mut(undone).next, NONE);
+            let next = self.table.get(undone).next;
             self.again(undone);
             undone = next;
         }
@@ -57,39 +82,41 @@ impl Queue {
 
     /// Settles an I/O that ran alone, or was done in a group.
     pub(super) fn settle_one(&mut self, index: u32, result: i64) {
-        let entry = self.table.get(index);
-        match entry.verb {
-            verb @ (Verb::Read | Verb::Write | Verb::WriteDurable) => match u64::try_from(result) {
-                Ok(bytes) => self.advance(index, verb, bytes),
-                Err(_) => self.data_failed(index, verb, errno_of(result)),
-            },
-            verb @ (Verb::Punch | Verb::Zero) => {
-                let outcome = if result < 0 { Err(errno_of(result)) } else { Ok(()) };
-                self.allocated(index, verb, outcome);
+        if is_done(self.table.get(index), result) {
+            self.end(index, Status::Done, None);
+        } else {
+            self.settle_rest(index, result);
+        }
+    }
+
+    /// All that is not simply done.
+    fn settle_rest(&mut self, index: u32, result: i64) {
+        let outcome = u64::try_from(result).map_err(|_| errno_of(result));
+        match (self.table.get(index).verb, outcome) {
+            (Verb::Read | Verb::Write | Verb::WriteDurable, Ok(bytes)) => {
+                self.advance(index, bytes);
             }
-            Verb::Sync => self.synced(index, result),
-            Verb::Extent => {
-                let extent = decode_extent(result);
-                self.finish(index, Status::Done, Some(extent));
+            (Verb::Read | Verb::Write | Verb::WriteDurable, Err(errno)) => {
+                self.data_failed(index, errno);
             }
+            (Verb::Punch | Verb::Zero, outcome) => self.allocated(index, outcome.map(|_| ())),
+            (Verb::Sync, outcome) => self.synced(index, outcome.map(|_| ())),
+            (Verb::Extent, Ok(_)) => {
+                self.finish(index, Status::Done, Some(decode_extent(result)));
+            }
+            (Verb::Extent, Err(errno)) => self.finish(index, Status::Failed(errno), None),
         }
     }
 
     /// More bytes of a read or write are done.
-    fn advance(&mut self, index: u32, verb: Verb, bytes: u64) {
+    fn advance(&mut self, index: u32, bytes: u64) {
         let entry = self.table.get_mut(index);
         let left = entry.len - entry.done;
         if bytes == left {
-            let durable = entry.op == (IoOp::Write { durable: true });
-            if durable && verb == Verb::Write {
-                // The plain way works on this file and the other one did not: remember.
-                let file = entry.file;
-                entry.phase = Phase::Sync;
-                self.files.set_plain_only(file);
-                self.again(index);
-            } else {
-                self.finish(index, Status::Done, None);
-            }
+            // The plain way works on this file; either it was known or the other way did not.
+            let file = entry.file;
+            self.files.set_plain_only(file);
+            self.sync_next(index);
         } else if bytes == 0 || bytes > left {
             // A read: the end of the file, where there should be data. A write that writes nothing and
             // says nothing: not ENOSPC, which is a promise that space would help; the kernel says
@@ -102,13 +129,14 @@ impl Queue {
         }
     }
 
-    fn data_failed(&mut self, index: u32, verb: Verb, errno: Errno) {
+    fn data_failed(&mut self, index: u32, errno: Errno) {
         let entry = self.table.get_mut(index);
         let unknown = matches!(errno, Errno::EINVAL | Errno::EOPNOTSUPP);
-        if verb == Verb::WriteDurable && unknown {
+        if entry.verb == Verb::WriteDurable && unknown {
             // An old kernel or a file without RWF_DSYNC; or an error of the write, which then shows
             // again without the flag.
-            entry.phase = Phase::Second;
+            entry.verb = Verb::Write;
+            entry.then_sync = true;
             self.again(index);
         } else if errno == Errno::EINVAL && entry.done > 0 {
             // It was well-formed when it started. Direct I/O that stopped inside a sector cannot go
@@ -119,68 +147,80 @@ impl Queue {
         }
     }
 
-    fn allocated(&mut self, index: u32, verb: Verb, outcome: Result<(), Errno>) {
+    fn allocated(&mut self, index: u32, outcome: Result<(), Errno>) {
         let entry = self.table.get_mut(index);
         let unknown = matches!(
             outcome,
             Err(Errno::EOPNOTSUPP | Errno::ENOSYS | Errno::EINVAL | Errno::ENODEV)
         );
         match (entry.op, outcome) {
-            (IoOp::WriteZeroes { durable: true, .. }, Ok(())) => {
-                entry.phase = Phase::Sync;
-                self.again(index);
-            }
-            (IoOp::WriteZeroes { .. }, Err(_)) if unknown && verb == Verb::Punch => {
-                entry.phase = Phase::Second;
+            (_, Ok(())) if entry.then_sync => self.sync_next(index),
+            (IoOp::Trim, Err(_)) if unknown => self.finish(index, Status::Done, None),
+            (IoOp::WriteZeroes { .. }, Err(_)) if unknown && entry.verb == Verb::Punch => {
+                entry.verb = Verb::Zero;
                 self.again(index);
             }
             // The caller writes zeros then.
             (IoOp::WriteZeroes { .. }, Err(Errno::ENOSYS | Errno::ENODEV)) => {
                 self.finish(index, Status::Failed(Errno::EOPNOTSUPP), None);
             }
-            (IoOp::Trim, Err(_)) if unknown => self.finish(index, Status::Done, None),
             (_, outcome) => self.finish(index, outcome.into(), None),
         }
     }
 
-    fn synced(&mut self, index: u32, result: i64) {
-        if result >= 0 {
-            self.finish(index, Status::Done, None);
-            return;
-        }
-        let errno = errno_of(result);
-        let unknown = matches!(errno, Errno::EINVAL | Errno::EOPNOTSUPP | Errno::ENOSYS);
+    fn synced(&mut self, index: u32, outcome: Result<(), Errno>) {
         let entry = self.table.get_mut(index);
+        let unknown = matches!(outcome, Err(Errno::EINVAL | Errno::EOPNOTSUPP | Errno::ENOSYS));
         if unknown && !entry.by_worker && self.engine.give_up_sync() {
             entry.by_worker = true;
             self.again(index);
         } else {
-            self.finish(index, Status::Failed(errno), None);
+            self.finish(index, outcome.into(), None);
         }
+    }
+
+    /// What was written is to be made durable.
+    fn sync_next(&mut self, index: u32) {
+        let entry = self.table.get_mut(index);
+        entry.verb = Verb::Sync;
+        entry.then_sync = false;
+        self.again(index);
     }
 
     /// Back to the front of the FIFO, for what is left of it; alone from now on. One that was cancelled
     /// ends instead.
     fn again(&mut self, index: u32) {
         let entry = self.table.get_mut(index);
+        entry.alone = true;
         if entry.cancelled {
             self.finish(index, Status::Failed(Errno::ECANCELED), None);
-            return;
+        } else {
+            self.table.push_front(index);
         }
-        entry.state = State::Waiting;
-        entry.alone = true;
-        self.waiting.push_front(index);
     }
 
     /// Ends an I/O.
     pub(super) fn finish(&mut self, index: u32, status: Status, extent: Option<Extent>) {
-        let entry = self.table.get(index);
-        let (tag, file) = (entry.tag, entry.file);
-        self.stats.failed += u64::from(status != Status::Done);
+        if status != Status::Done {
+            self.stats.failed += 1;
+        }
+        self.end(index, status, extent);
+    }
+
+    /// Ends an I/O that is not counted as failed. Always inlined: a sixth of the way up is its call.
+    #[inline(always)]
+    fn end(&mut self, index: u32, status: Status, extent: Option<Extent>) {
+        let (tag, file) = self.table.release(index);
         self.files.end(file);
-        self.table.release(index);
         self.ready.push(Completion { tag, status, extent });
     }
+}
+
+/// Whether it was a read or write, all of it was done, and nothing comes after.
+#[inline]
+fn is_done(entry: &Entry, result: i64) -> bool {
+    let left = entry.len - entry.done;
+    result == left.cast_signed() && entry.verb.has_data() && !entry.then_sync
 }
 
 fn errno_of(result: i64) -> Errno {

@@ -9,8 +9,8 @@ use crate::status::Status;
 use super::blocking::Worker;
 use super::engine::{Request, Submitted, Verb, encode_error};
 use super::sys::iovecs::{Iovecs, Span};
-use super::table::{Entry, NONE, Phase, State};
-use super::{IoOp, Queue};
+use super::table::{Entry, NONE, State};
+use super::{FileId, Queue};
 
 impl Queue {
     /// Starts what was pushed: once per turn of the loop. What the engine has no place for stays
@@ -28,7 +28,7 @@ impl Queue {
                 break;
             }
             self.iovecs.start_gathering();
-            while !self.waiting.is_empty()
+            while self.table.waiting() > 0
                 && self.staged.len() + self.in_kernel < self.config.engine_depth
             {
                 self.stage_front();
@@ -37,43 +37,23 @@ impl Queue {
                 break;
             }
         }
-        self.stats.deferred += self.waiting.len().min(self.fresh) as u64;
+        self.stats.deferred += self.table.waiting().min(self.fresh) as u64;
         self.fresh = 0;
     }
 
-    /// The step of an I/O that is next.
-    pub(super) fn verb(&self, entry: &Entry) -> Verb {
-        match (entry.op, entry.phase) {
-            (IoOp::Read, _) => Verb::Read,
-            (IoOp::Flush, _) | (_, Phase::Sync) => Verb::Sync,
-            (IoOp::Write { durable: true }, Phase::Main)
-                if !self.files.is_plain_only(entry.file) =>
-            {
-                Verb::WriteDurable
-            }
-            (IoOp::Write { .. }, _) => Verb::Write,
-            (IoOp::Trim, _) | (IoOp::WriteZeroes { may_punch: true, .. }, Phase::Main) => {
-                Verb::Punch
-            }
-            (IoOp::WriteZeroes { .. }, _) => Verb::Zero,
-            (IoOp::Status, _) => Verb::Extent,
-        }
-    }
-
-    /// Runs a single read or write on this thread; short ones until they are done.
+    /// Runs a single read or write on this thread; a short one until it is done.
     fn run_lone(&mut self) {
-        while self.waiting.len() == 1 && self.in_flight() == 0 {
-            let index = self.waiting[0];
+        while self.table.waiting() == 1 && self.in_flight() == 0 {
+            let index = self.table.front();
             let entry = *self.table.get(index);
-            let verb = self.verb(&entry);
-            if !verb.has_data() {
+            if !entry.verb.has_data() {
                 return;
             }
             self.iovecs.start_gathering();
             let span = self.pieces(index, &entry);
             let Some(result) = self.engine.run(&Request {
-                key: self.table.key(index),
-                verb,
+                key: entry.key,
+                verb: entry.verb,
                 file: entry.file,
                 fd: self.files.fd(entry.file),
                 offset: entry.offset + entry.done,
@@ -84,8 +64,7 @@ impl Queue {
             };
             self.stats.system_calls += 1;
             self.stats.inline += u64::from(entry.done == 0);
-            self.waiting.clear();
-            self.table.get_mut(index).verb = verb;
+            self.table.take_front(State::Engine);
             self.settle_one(index, result);
         }
     }
@@ -103,81 +82,69 @@ impl Queue {
     /// Takes the oldest one that waits, with those behind it that it can be merged with, to the engine
     /// or the helper thread.
     fn stage_front(&mut self) {
-        let head = self.waiting.pop_front().expect("somebody waits");
-        let entry = *self.table.get(head);
-        let verb = self.verb(&entry);
-        if entry.by_worker || !self.engine.takes(verb) {
-            self.give_worker(head, verb);
+        let head = self.table.front();
+        let first = self.table.take_front(State::Engine);
+        let Entry { key, verb, file, mut offset, mut len, pieces, alone, .. } = *first;
+        if first.by_worker || !self.engine.takes(verb) {
+            self.give_worker(head);
             return;
         }
-        let staged = self.table.get_mut(head);
-        staged.state = State::Engine;
-        staged.verb = verb;
-        let (len, span) = if !verb.has_data() {
-            (entry.len, Iovecs::own(head, 0))
-        } else if let Some(merged) = self.merge(head, &entry, verb) {
-            merged
-        } else {
-            (entry.len - entry.done, self.pieces(head, &entry))
-        };
-        self.engine.stage(&Request {
-            key: self.table.key(head),
-            verb,
-            file: entry.file,
-            fd: self.files.fd(entry.file),
-            offset: entry.offset + if verb.has_data() { entry.done } else { 0 },
-            len,
-            pieces: self.iovecs.get(span),
-        });
-        self.staged.push_back(head);
+        let mut span = Iovecs::own(head, pieces);
+        if !alone && verb.has_data() {
+            if self.goes_on(verb, file, offset, len, span.len()) {
+                (len, span) = self.merge(head);
+            }
+        } else if first.done > 0 && verb.has_data() {
+            let entry = *first;
+            (offset, len) = (offset + entry.done, len - entry.done);
+            span = self.pieces(head, &entry);
+        }
+        let (fd, pieces) = (self.files.fd(file), self.iovecs.get(span));
+        self.engine.stage(&Request { key, verb, file, fd, offset, len, pieces });
+        self.staged.push(head);
     }
 
-    /// Makes one group of the I/O and those behind it in the FIFO that go on where it ends: same file,
-    /// same operation, within the bounds. `None` when there is none.
-    fn merge(&mut self, head: u32, first: &Entry, verb: Verb) -> Option<(u64, Span)> {
-        if first.alone {
-            return None;
+    /// Whether the oldest one that waits goes on where a group of `len` bytes in `pieces` pieces ends:
+    /// same file, same step, within the bounds.
+    #[inline]
+    fn goes_on(&self, verb: Verb, file: FileId, offset: u64, len: u64, pieces: usize) -> bool {
+        let index = self.table.front();
+        if index == NONE {
+            return false;
         }
+        let next = self.table.get(index);
+        next.offset == offset + len
+            && next.verb == verb
+            && next.file == file
+            && !next.alone
+            && len + next.len <= self.config.merge_bytes
+            && pieces + usize::from(next.pieces) <= self.config.merge_iovecs
+    }
+
+    /// Makes one group of an I/O and those at the front of the FIFO that go on where it ends.
+    fn merge(&mut self, head: u32) -> (u64, Span) {
+        let Entry { verb, file, offset, mut len, pieces, .. } = *self.table.get(head);
+        let mut span = self.iovecs.open();
+        self.iovecs.extend(&mut span, head, pieces, 0);
+        let mut pieces = usize::from(pieces);
         let mut last = head;
-        let mut len = first.len;
-        let mut pieces = usize::from(first.pieces);
-        let mut span = None;
-        while let Some(&index) = self.waiting.front() {
-            let next = self.table.get(index);
-            let (next_len, next_pieces) = (next.len, next.pieces);
-            if next.offset != first.offset + len
-                || next.op != first.op
-                || next.file != first.file
-                || next.alone
-                || len + next_len > self.config.merge_bytes
-                || pieces + usize::from(next_pieces) > self.config.merge_iovecs
-            {
-                break;
-            }
-            self.waiting.pop_front();
-            let span = span.get_or_insert_with(|| {
-                let mut span = self.iovecs.open();
-                self.iovecs.extend(&mut span, head, first.pieces, 0);
-                span
-            });
-            self.iovecs.extend(span, index, next_pieces, 0);
+        let mut count = 1;
+        while self.goes_on(verb, file, offset, len, pieces) {
+            let index = self.table.front();
+            let member = self.table.take_front(State::Engine);
+            len += member.len;
+            pieces += usize::from(member.pieces);
+            self.iovecs.extend(&mut span, index, member.pieces, 0);
             self.table.get_mut(last).next = index;
-            let member = self.table.get_mut(index);
-            member.state = State::Engine;
-            member.verb = verb;
             last = index;
-            len += next_len;
-            pieces += usize::from(next_pieces);
-            self.stats.merged += 1;
+            count += 1;
         }
-        let span = span?;
-        self.stats.merged += 1;
-        Some((len, span))
+        self.stats.merged += count;
+        (len, span)
     }
 
     /// Gives an operation that would block to the helper thread, which is started for the first one.
-    fn give_worker(&mut self, index: u32, verb: Verb) {
-        let entry = *self.table.get(index);
+    fn give_worker(&mut self, index: u32) {
         if self.worker.is_none() {
             match Worker::start(self.config.capacity, Arc::clone(&self.event)) {
                 Ok(worker) => self.worker = Some(worker),
@@ -189,11 +156,10 @@ impl Queue {
             }
         }
         let worker = self.worker.as_ref().expect("started above");
+        let entry = self.table.get_mut(index);
+        entry.state = State::Worker;
         let file = Arc::clone(self.files.get(entry.file));
-        let given = self.table.get_mut(index);
-        given.state = State::Worker;
-        given.verb = verb;
-        worker.give(self.table.key(index), verb, file, entry.offset, entry.len);
+        worker.give(entry.key, entry.verb, file, entry.offset, entry.len);
         self.in_worker += 1;
         self.stats.helped += 1;
     }
@@ -215,13 +181,14 @@ impl Queue {
                         return false;
                     }
                     // Nothing will complete and make room: the disk's retry policy decides.
-                    while let Some(head) = self.staged.pop_front() {
-                        self.finish_group(head, Errno::EAGAIN);
+                    for at in 0..self.staged.len() {
+                        self.finish_group(self.staged[at], Errno::EAGAIN);
                     }
+                    self.staged.clear();
                 }
                 Some(errno) => {
                     assert!(self.engine.withdraw_first(), "only engines that can refuse one do");
-                    let head = self.staged.pop_front().expect("staged is not empty");
+                    let head = self.staged.remove(0);
                     self.settle_group(head, encode_error(errno));
                 }
             }

@@ -1,4 +1,5 @@
-//! The fixed table of I/Os that the queue knows: a slab with a free list.
+//! The fixed table of I/Os that the queue knows: a slab with a free list, and the FIFO of those that
+//! wait, threaded through it.
 //!
 //! An I/O is named towards the engines by its key: index and generation. A result whose key does not
 //! name a running I/O is our own error (or the kernel's), and asserted.
@@ -15,9 +16,15 @@ pub(super) struct Key(pub(super) u64);
 
 impl Key {
     /// The index in the table.
+    #[inline]
     #[expect(clippy::cast_possible_truncation, reason = "the lower half is the index")]
     pub(super) fn index(self) -> u32 {
         self.0 as u32
+    }
+
+    /// The same index in its next life.
+    fn reborn(self) -> Self {
+        Self(self.0.wrapping_add(1 << 32))
     }
 }
 
@@ -34,37 +41,27 @@ pub(super) enum State {
     Worker,
 }
 
-/// How far an operation of several steps has come.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Phase {
-    /// The operation itself.
-    Main,
-    /// The first way of it is not supported: a durable write without its flag (then [`Phase::Sync`]),
-    /// zeros without a hole.
-    Second,
-    /// Done but for making it durable.
-    Sync,
-}
-
-/// One I/O.
+/// One I/O. A cache line each, and an index is a shift.
 #[derive(Clone, Copy, Debug)]
+#[repr(align(64))]
 pub(super) struct Entry {
     pub(super) tag: Tag,
+    pub(super) key: Key,
     pub(super) offset: u64,
     pub(super) len: u64,
     /// Bytes that are done: a continuation starts there.
     pub(super) done: u64,
-    /// The next member of the group that it leads or is in.
+    /// The next one in the FIFO, or in the group that it leads or is in.
     pub(super) next: u32,
-    generation: u32,
     pub(super) op: IoOp,
+    /// The step that it is at.
+    pub(super) verb: Verb,
+    /// After this step comes a sync.
+    pub(super) then_sync: bool,
     pub(super) file: FileId,
     /// How many iovecs it has.
     pub(super) pieces: u8,
     pub(super) state: State,
-    pub(super) phase: Phase,
-    /// The step that it was staged for.
-    pub(super) verb: Verb,
     /// Not to be merged: it was, and that failed; or it is half done.
     pub(super) alone: bool,
     /// Ends with ECANCELED instead of being continued.
@@ -77,29 +74,45 @@ pub(super) struct Entry {
 pub(super) struct Table {
     entries: Box<[Entry]>,
     free: Vec<u32>,
+    /// The FIFO: oldest, youngest, how many.
+    front: u32,
+    back: u32,
+    waiting: usize,
 }
 
 impl Table {
     pub(super) fn new(capacity: usize) -> Self {
         let count = u32::try_from(capacity).expect("checked by the queue");
-        let unused = Entry {
+        let unused = |index: u32| Entry {
             tag: Tag(0),
+            key: Key(u64::from(index)),
             offset: 0,
             len: 0,
             done: 0,
             next: NONE,
-            generation: 0,
             op: IoOp::Flush,
+            verb: Verb::Sync,
+            then_sync: false,
             file: FileId::NOBODY,
             pieces: 0,
             state: State::Free,
-            phase: Phase::Main,
-            verb: Verb::Sync,
             alone: false,
             cancelled: false,
             by_worker: false,
         };
-        Self { entries: vec![unused; capacity].into(), free: (0..count).rev().collect() }
+        Self {
+            entries: (0..count).map(unused).collect(),
+            free: (0..count).rev().collect(),
+            front: NONE,
+            back: NONE,
+            waiting: 0,
+        }
+    }
+
+    /// How many more fit.
+    #[inline]
+    pub(super) fn unused(&self) -> usize {
+        self.free.len()
     }
 
     /// How many are known.
@@ -107,70 +120,112 @@ impl Table {
         self.entries.len() - self.free.len()
     }
 
-    /// Takes a free one for an I/O that will wait.
-    pub(super) fn allocate(&mut self, io: &Io<'_>) -> u32 {
+    /// How many are in the FIFO.
+    #[inline]
+    pub(super) fn waiting(&self) -> usize {
+        self.waiting
+    }
+
+    /// The oldest one in the FIFO, [`NONE`] when it is empty.
+    #[inline]
+    pub(super) fn front(&self) -> u32 {
+        self.front
+    }
+
+    /// Takes a free one for an I/O; it joins the FIFO.
+    #[inline]
+    pub(super) fn allocate(&mut self, io: &Io<'_>, verb: Verb, then_sync: bool) -> u32 {
         let index = self.free.pop().expect("push asserts that there is room");
         let entry = &mut self.entries[index as usize];
         *entry = Entry {
             tag: io.tag,
+            key: entry.key.reborn(),
             offset: io.offset,
             len: io.len,
             done: 0,
             next: NONE,
-            generation: entry.generation.wrapping_add(1),
             op: io.op,
+            verb,
+            then_sync,
             file: io.file,
             pieces: u8::try_from(io.segments.len()).expect("at most 11, push asserts it"),
             state: State::Waiting,
-            phase: Phase::Main,
-            verb: Verb::Sync,
             alone: false,
             cancelled: false,
             by_worker: false,
         };
+        if self.back == NONE {
+            self.front = index;
+        } else {
+            self.entries[self.back as usize].next = index;
+        }
+        self.back = index;
+        self.waiting += 1;
         index
     }
 
-    /// Gives one back.
-    pub(super) fn release(&mut self, index: u32) {
+    /// Puts one to the front of the FIFO.
+    pub(super) fn push_front(&mut self, index: u32) {
+        let entry = &mut self.entries[index as usize];
+        entry.state = State::Waiting;
+        entry.next = self.front;
+        if self.front == NONE {
+            self.back = index;
+        }
+        self.front = index;
+        self.waiting += 1;
+    }
+
+    /// Takes the oldest one off the FIFO, which is not empty, to another place.
+    #[inline]
+    pub(super) fn take_front(&mut self, state: State) -> &mut Entry {
+        let entry = &mut self.entries[self.front as usize];
+        self.front = std::mem::replace(&mut entry.next, NONE);
+        if self.front == NONE {
+            self.back = NONE;
+        }
+        self.waiting -= 1;
+        entry.state = state;
+        entry
+    }
+
+    /// Gives one back; tells whose it was.
+    #[inline]
+    pub(super) fn release(&mut self, index: u32) -> (Tag, FileId) {
         let entry = &mut self.entries[index as usize];
         assert!(entry.state != State::Free, "an I/O ends once");
         entry.state = State::Free;
         self.free.push(index);
+        (entry.tag, entry.file)
     }
 
+    #[inline]
     pub(super) fn get(&self, index: u32) -> &Entry {
         &self.entries[index as usize]
     }
 
+    #[inline]
     pub(super) fn get_mut(&mut self, index: u32) -> &mut Entry {
         &mut self.entries[index as usize]
     }
 
-    /// The key of a known I/O.
-    pub(super) fn key(&self, index: u32) -> Key {
-        Key(u64::from(self.get(index).generation) << 32 | u64::from(index))
-    }
-
-    /// The index of a running I/O.
-    pub(super) fn running(&self, key: Key) -> u32 {
-        let index = key.index();
-        let entry = self.get(index);
+    /// The running I/O of a key.
+    #[inline]
+    pub(super) fn running(&self, key: Key) -> &Entry {
+        let entry = self.get(key.index());
         assert!(
-            self.key(index) == key && matches!(entry.state, State::Engine | State::Worker),
-            "result for key {:#x}, which is not running: {entry:?}",
-            key.0
+            entry.key == key && matches!(entry.state, State::Engine | State::Worker),
+            "a result names an I/O that runs"
         );
-        index
+        entry
     }
 
     /// Marks what runs as cancelled and tells the key of each I/O in the engine.
     pub(super) fn cancel_running(&mut self, mut tell: impl FnMut(Key)) {
-        for index in 0..u32::try_from(self.entries.len()).expect("checked by the queue") {
-            let entry = self.get_mut(index);
+        for entry in &mut self.entries {
             entry.cancelled |= entry.state != State::Free;
             if entry.state == State::Engine {
-                tell(self.key(index));
+                tell(entry.key);
             }
         }
     }
@@ -180,21 +235,22 @@ impl Table {
 mod tests {
     use super::*;
 
-    fn io() -> Io<'static> {
+    fn allocate(table: &mut Table) -> u32 {
         let (op, file) = (IoOp::Flush, FileId::NOBODY);
-        Io { tag: Tag(7), op, file, offset: 0, len: 0, segments: &[] }
+        let io = Io { tag: Tag(7), op, file, offset: 0, len: 0, segments: &[] };
+        table.allocate(&io, Verb::Sync, false)
     }
 
     #[test]
-    #[should_panic(expected = "not running")]
+    #[should_panic(expected = "an I/O that runs")]
     fn asserts_on_the_key_of_an_earlier_life() {
         let mut table = Table::new(1);
-        let index = table.allocate(&io());
-        let old = table.key(index);
+        let index = allocate(&mut table);
+        let old = table.get(index).key;
         table.release(index);
-        let index = table.allocate(&io());
+        let index = allocate(&mut table);
         table.get_mut(index).state = State::Engine;
-        assert_eq!(table.running(table.key(index)), index);
+        assert_eq!(table.running(table.get(index).key).key.index(), index);
         table.running(old);
     }
 
@@ -202,8 +258,29 @@ mod tests {
     #[should_panic(expected = "ends once")]
     fn asserts_on_a_second_end() {
         let mut table = Table::new(2);
-        let index = table.allocate(&io());
+        let index = allocate(&mut table);
         table.release(index);
         table.release(index);
+    }
+
+    #[test]
+    fn the_fifo_keeps_its_order_through_takes_and_returns() {
+        let mut table = Table::new(8);
+        let mut order = Vec::new();
+        let mut take = |table: &mut Table, count| {
+            for _ in 0..count {
+                order.push(table.take_front(State::Engine).key.index());
+            }
+        };
+        let all: Vec<u32> = (0..4).map(|_| allocate(&mut table)).collect();
+        take(&mut table, 2);
+        table.push_front(all[1]);
+        assert_eq!(table.waiting(), 3);
+        take(&mut table, 3);
+        assert_eq!((table.waiting(), table.front()), (0, NONE));
+        table.push_front(all[0]);
+        let last = allocate(&mut table);
+        take(&mut table, 2);
+        assert_eq!(order, [all[0], all[1], all[1], all[2], all[3], all[0], last]);
     }
 }

@@ -71,7 +71,6 @@ pub(in crate::queue) struct Aio {
     /// `None` when it was left behind.
     context: Option<usize>,
     depth: usize,
-    event: u32,
     blocks: Box<[libc::iocb]>,
     /// What is staged, oldest first.
     batch: Vec<*mut libc::iocb>,
@@ -95,11 +94,13 @@ impl Aio {
     ) -> io::Result<Self> {
         let (context, depth) = halving(depth, setup)?;
         // SAFETY: iocb is a C struct of integers: all zeros is a valid value of it.
-        let block: libc::iocb = unsafe { std::mem::zeroed() };
+        let mut block: libc::iocb = unsafe { std::mem::zeroed() };
+        // The same for all: each completion signals the event.
+        block.aio_flags = IOCB_FLAG_RESFD;
+        block.aio_resfd = u32::try_from(event.as_raw_fd()).expect("a descriptor is not negative");
         let mut aio = Self {
             context: Some(context),
             depth,
-            event: u32::try_from(event.as_raw_fd()).expect("a descriptor is not negative"),
             blocks: vec![block; capacity].into(),
             batch: Vec::with_capacity(depth),
             events: vec![NO_EVENT; depth].into(),
@@ -125,6 +126,7 @@ impl Aio {
         true
     }
 
+    #[inline]
     pub(in crate::queue) fn stage(&mut self, request: &Request<'_>) {
         let block = &mut self.blocks[request.key.index() as usize];
         let pieces = request.pieces;
@@ -143,13 +145,8 @@ impl Aio {
         block.aio_data = request.key.0;
         block.aio_rw_flags = flags;
         block.aio_fildes = u32::try_from(request.fd.as_raw_fd()).expect("not negative");
-        block.aio_offset = if pieces.is_empty() {
-            0
-        } else {
-            i64::try_from(request.offset).expect("push asserts it")
-        };
-        block.aio_flags = IOCB_FLAG_RESFD;
-        block.aio_resfd = self.event;
+        // A sync must have none.
+        block.aio_offset = if pieces.is_empty() { 0 } else { request.offset.cast_signed() };
         self.batch.push(&raw mut *block);
     }
 
@@ -161,7 +158,11 @@ impl Aio {
         let result = unsafe { libc::syscall(libc::SYS_io_submit, context, count, blocks) };
         match usize::try_from(result) {
             Ok(accepted) => {
-                self.batch.drain(..accepted);
+                if accepted == count {
+                    self.batch.clear();
+                } else {
+                    self.batch.drain(..accepted);
+                }
                 Submitted { accepted, refused: None }
             }
             Err(_) => Submitted { accepted: 0, refused: Some(Errno::last()) },
@@ -178,6 +179,7 @@ impl Aio {
         true
     }
 
+    #[inline]
     pub(in crate::queue) fn reap(&mut self, out: &mut Vec<Raw>) -> u64 {
         let Some(size) = self.ring_size else {
             self.get_events(0, Duration::ZERO, out);
@@ -275,11 +277,13 @@ impl Aio {
         known.then_some(ring.nr)
     }
 
+    #[inline]
     fn ring(&self) -> *mut Ring {
         std::ptr::with_exposed_provenance_mut(self.context.expect("not abandoned"))
     }
 
     /// The head or the tail.
+    #[inline]
     fn word(&self, offset: usize) -> &AtomicU32 {
         let word: *mut u32 = self.ring().wrapping_byte_add(offset).cast();
         // SAFETY: inside the header, aligned, mapped until `io_destroy`, which only `Drop` calls; the
@@ -288,6 +292,7 @@ impl Aio {
     }
 
     /// An event that the kernel has written: `index` is below the size and between head and tail.
+    #[inline]
     fn ring_event(&self, index: u32) -> Event {
         let events: *const Event = self.ring().wrapping_add(1).cast_const().cast();
         let event = events.wrapping_add(index as usize);
@@ -352,6 +357,10 @@ fn setup_error(errno: Errno, wanted: usize, tried: usize) -> io::Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::memory::Memory;
+    use crate::queue::FileId;
+    use crate::queue::sys::iovecs::Iovecs;
+    use std::os::fd::AsFd;
 
     fn event() -> EventFd {
         EventFd::new().unwrap()
@@ -363,6 +372,32 @@ mod tests {
         let size = aio.ring_size.expect("the layout of the ring has not changed since 2.6");
         assert!(size as usize >= 64);
         assert!(!aio.has_results());
+    }
+
+    #[test]
+    fn a_ring_of_another_layout_is_left_to_the_kernel() {
+        let path = std::env::current_exe().unwrap();
+        let file = std::fs::File::open(path).unwrap();
+        let mut memory = Memory::new(4096).unwrap();
+        let segment = memory.allocate(512).unwrap();
+        let mut iovecs = Iovecs::new(1);
+        iovecs.fill(0, &memory, &[segment]);
+        let event = event();
+        let mut aio = Aio::open(1, 1, &event).unwrap();
+        aio.ring_size = None;
+        for round in 0..4 {
+            let (key, verb, file_id) = (Key(round << 32), Verb::Read, FileId::NOBODY);
+            let pieces = iovecs.get(Iovecs::own(0, 1));
+            let (fd, offset, len) = (file.as_fd(), 0, 512);
+            aio.stage(&Request { key, verb, file: file_id, fd, offset, len, pieces });
+            assert_eq!(aio.submit().accepted, 1);
+            let mut out = Vec::new();
+            aio.wait(1, Duration::from_secs(20), &mut out);
+            assert_eq!((out[0].key, out[0].result), (key, 512));
+            out.clear();
+            assert_eq!(aio.reap(&mut out), 1, "asks the kernel");
+            assert!(out.is_empty());
+        }
     }
 
     #[test]

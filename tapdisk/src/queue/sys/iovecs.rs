@@ -20,11 +20,13 @@ impl Piece {
     const NONE: Self = Self(libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 });
 
     /// Its length in bytes.
+    #[inline]
     pub(in crate::queue) fn len(self) -> usize {
         self.0.iov_len
     }
 
     /// Its address.
+    #[inline]
     pub(super) fn address(self) -> *mut u8 {
         self.0.iov_base.cast()
     }
@@ -73,6 +75,14 @@ pub(in crate::queue) struct Iovecs {
     end: usize,
 }
 
+impl Span {
+    /// How many pieces.
+    #[inline]
+    pub(in crate::queue) fn len(self) -> usize {
+        self.count
+    }
+}
+
 impl Iovecs {
     pub(in crate::queue) fn new(capacity: usize) -> Self {
         let half = capacity * SEGMENTS_MAX;
@@ -80,6 +90,7 @@ impl Iovecs {
     }
 
     /// Sets the row of an I/O; returns the sum of the lengths.
+    #[inline]
     pub(in crate::queue) fn fill(
         &mut self,
         index: u32,
@@ -97,6 +108,7 @@ impl Iovecs {
     }
 
     /// The row of an I/O.
+    #[inline]
     pub(in crate::queue) fn own(index: u32, count: u8) -> Span {
         Span { start: index as usize * SEGMENTS_MAX, count: usize::from(count) }
     }
@@ -138,6 +150,7 @@ impl Iovecs {
     }
 
     /// The pieces of a span.
+    #[inline]
     pub(in crate::queue) fn get(&self, span: Span) -> &[Piece] {
         &self.pieces[span.start..span.start + span.count]
     }

@@ -207,3 +207,60 @@ fn open_ring(depth: u32, event: RawFd) -> io::Result<IoUring> {
     ring.submitter().register_eventfd(event)?;
     Ok(ring)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory::Memory;
+    use crate::queue::FileId;
+    use crate::queue::sys::iovecs::Iovecs;
+    use std::os::fd::AsFd;
+
+    #[test]
+    fn what_is_withdrawn_never_runs_and_the_next_one_does() {
+        let event = EventFd::new().unwrap();
+        let mut uring = match Uring::open(2, &event) {
+            Ok(uring) => uring,
+            Err(error) => {
+                eprintln!("skipped: {error}");
+                return;
+            }
+        };
+        let file = std::fs::File::open(std::env::current_exe().unwrap()).unwrap();
+        let mut memory = Memory::new(4096).unwrap();
+        let segment = memory.allocate(512).unwrap();
+        let mut iovecs = Iovecs::new(1);
+        iovecs.fill(0, &memory, &[segment]);
+        let request = |number| Request {
+            key: Key(number),
+            verb: Verb::Read,
+            file: FileId::NOBODY,
+            fd: file.as_fd(),
+            offset: 0,
+            len: 512,
+            pieces: iovecs.get(Iovecs::own(0, 1)),
+        };
+        uring.stage(&request(1));
+        uring.stage(&request(2));
+        assert!(uring.withdraw_all());
+        uring.stage(&request(3));
+        assert_eq!(uring.submit().accepted, 1);
+        uring.wait(1, Duration::from_secs(20));
+        let mut out = Vec::new();
+        uring.reap(&mut out);
+        assert_eq!(out.len(), 1);
+        assert_eq!((out[0].key, out[0].result), (Key(3), 512));
+    }
+
+    #[test]
+    fn a_cancellation_is_no_result() {
+        let event = EventFd::new().unwrap();
+        let Ok(mut uring) = Uring::open(2, &event) else { return };
+        uring.cancel(Key(5));
+        uring.wait(1, Duration::from_secs(20));
+        let mut out = Vec::new();
+        uring.reap(&mut out);
+        assert!(out.is_empty());
+        assert!(!uring.has_results());
+    }
+}
