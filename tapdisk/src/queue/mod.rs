@@ -496,6 +496,11 @@ impl Drop for Queue {
     /// is then not destroyed (that would wait for ever), the helper thread not joined. The caller's
     /// memory is the caller's to leak.
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            // Our own invariants may be broken: touch nothing more.
+            self.engine.abandon();
+            return;
+        }
         self.cancel_all();
         self.ready.clear();
         // Two rounds: the engine, then the helper thread. A signal may cut one short.
