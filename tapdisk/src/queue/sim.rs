@@ -1,7 +1,7 @@
 //! The simulated engine: files in memory, completions in an order that a seed decides, faults where
 //! a test wants them, and a model of what a power cut leaves.
 //!
-//! It has no clock: accepted I/O stays running until [`Sim::step`] or [`Sim::run`] lets one or all of
+//! It has no clock: accepted I/O stays running until [`Sim::step`] or `run` lets one or all of
 //! it end. Each I/O that the engine accepts has a number, from zero on, in the order of acceptance;
 //! faults are laid on numbers. A merged I/O has one number, and so has each continuation.
 //!

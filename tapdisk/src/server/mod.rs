@@ -3,7 +3,7 @@
 //! It never touches storage and never waits for a disk: a command goes to the disk's thread as a
 //! message, with a ticket; its answer comes back by a channel and a waker. `list` and `stats` are
 //! answered from what the disks show ([`shared`]). A forced close is answered after
-//! [`FORCE_PATIENCE`] even when the disk's thread hangs in a system call.
+//! 50 ms even when the disk's thread hangs in a system call.
 
 mod commands;
 mod connection;
