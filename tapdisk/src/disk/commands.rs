@@ -39,7 +39,8 @@ impl DiskThread {
             }
             Command::Detach => {
                 self.exit = true;
-                Some(Ok(()))
+                self.detached = Some(ticket);
+                None
             }
         };
         if let Some(result) = result {

@@ -135,6 +135,8 @@ pub struct DiskThread {
     pub(super) removal: Option<(Now, Now)>,
     pub(super) busy_turns: u32,
     pub(super) exit: bool,
+    /// The ticket of the detach that ends it.
+    pub(super) detached: Option<u64>,
 }
 
 impl std::fmt::Debug for DiskThread {
@@ -176,11 +178,12 @@ impl DiskThread {
             removal: None,
             busy_turns: 0,
             exit: false,
+            detached: None,
         })
     }
 
-    /// Runs until detached.
-    pub fn run(mut self) {
+    /// Runs until detached; returns the ticket of that. When it is answered, nothing of the disk is left.
+    pub fn run(mut self) -> Option<u64> {
         let mut events = Events::with_capacity(128);
         let mut more = false;
         while !self.exit {
@@ -197,7 +200,9 @@ impl DiskThread {
             self.settle();
             self.publish();
         }
+        let ticket = self.detached;
         self.take_down();
+        ticket
     }
 
     /// Waits for events: not at all when there is more to do, for a batch of completions when many are

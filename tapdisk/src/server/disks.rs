@@ -242,7 +242,9 @@ impl Starter {
         match started {
             Ok(thread) => {
                 self.mailbox.post(self.ticket, Ok(()));
-                thread.run();
+                if let Some(ticket) = thread.run() {
+                    self.mailbox.post(ticket, Ok(()));
+                }
             }
             Err(error) => self.mailbox.post(self.ticket, Err(error)),
         }
