@@ -225,9 +225,10 @@ impl DiskThread {
             return Ok(());
         }
         self.removal = None;
+        self.disk.doors().for_each(|(_, door)| door.suspend());
         self.disk.vbd.shut_down();
         let clock = self.clock;
-        self.disk.turn(false, || clock.now());
+        self.disk.turn(|| clock.now());
         self.enter(Life::Dead);
         Ok(())
     }
@@ -324,7 +325,7 @@ impl DiskThread {
         // Requests that were to be tried again, and flushes behind them, have nobody to wait for.
         self.disk.vbd.shut_down();
         let clock = self.clock;
-        self.disk.turn(false, || clock.now());
+        self.disk.turn(|| clock.now());
         if !self.disk.vbd.is_drained() {
             return;
         }

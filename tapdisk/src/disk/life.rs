@@ -66,12 +66,6 @@ impl Life {
     pub fn is_open(self) -> bool {
         !matches!(self, Self::Attached | Self::Closed)
     }
-
-    /// Whether doors pull requests.
-    #[must_use]
-    pub fn serves(self) -> bool {
-        matches!(self, Self::Running | Self::Closing)
-    }
 }
 
 #[cfg(test)]

@@ -78,15 +78,17 @@ impl Disk {
         &mut self.pace
     }
 
-    /// One turn. `serves`: doors are pulled; otherwise requests stay where they are. `clock` is read
-    /// twice: at the start, and after the I/O that runs inline.
-    pub fn turn(&mut self, serves: bool, mut clock: impl FnMut() -> Now) -> Turned {
+    /// One turn. `clock` is read twice: at the start, and after the I/O that runs inline.
+    ///
+    /// Doors are pulled whatever the state of the disk is: one that is suspended takes no requests, but
+    /// does what its own deadlines are for.
+    pub fn turn(&mut self, mut clock: impl FnMut() -> Now) -> Turned {
         self.vbd.set_now(clock());
         let reaped = self.vbd.reap();
         self.pace.reaped(reaped);
         let stuck = self.vbd.maintain();
         let before = self.vbd.outstanding();
-        let mut more = serves && self.pull();
+        let mut more = self.pull();
         let pulled = self.vbd.outstanding() - before;
         let lone = self.pace.pulled(pulled, before);
         self.vbd.queue().submit(lone);
@@ -94,7 +96,7 @@ impl Disk {
         self.vbd.reap();
         let answered = self.answer();
         more |= self.vbd.queue().is_ready();
-        more |= serves && self.ring.as_ref().is_some_and(BlktapDoor::is_ready);
+        more |= self.ring.as_ref().is_some_and(BlktapDoor::is_ready);
         Turned { more, answered, stuck }
     }
 

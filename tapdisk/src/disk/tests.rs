@@ -48,7 +48,7 @@ impl Rig {
         for _ in 0..100_000 {
             // The poll of the simulated kernel happens when the door looks; an event says so.
             self.disk.ring.as_mut().unwrap().ready(0, true, false);
-            self.disk.turn(true, Now::default);
+            self.disk.turn(Now::default);
             let ended = &mut self.ended;
             self.device.completions(|completion| {
                 ended.push((completion.cookie, completion.outcome, completion.data.to_vec()));
@@ -129,7 +129,7 @@ fn a_malformed_entry_is_answered_with_an_error_and_the_ring_goes_on() {
     entry[8] = 5;
     rig.device.hostile().publish(&entry);
     rig.settle();
-    rig.disk.turn(true, Now::default);
+    rig.disk.turn(Now::default);
     let response = rig.device.hostile().response(0);
     assert_eq!(response[0], 5);
     assert_eq!(i16::from_ne_bytes([response[10], response[11]]), -1);
@@ -145,7 +145,7 @@ fn a_producer_index_out_of_step_ends_the_ring_and_not_the_process() {
     rig.device.hostile().set_req_prod(1000);
     for _ in 0..3 {
         rig.disk.ring.as_mut().unwrap().ready(0, true, false);
-        assert!(!rig.disk.turn(true, Now::default).more, "a dead ring does not keep the loop busy");
+        assert!(!rig.disk.turn(Now::default).more, "a dead ring does not keep the loop busy");
     }
     let mut text = String::new();
     rig.disk.ring.as_ref().unwrap().describe(&mut text).unwrap();
@@ -174,10 +174,54 @@ fn a_suspended_ring_leaves_requests_where_they_are() {
     rig.device.submit_read(1, 0, Segments::plain(512)).unwrap();
     for _ in 0..10 {
         rig.disk.ring.as_mut().unwrap().ready(0, true, false);
-        rig.disk.turn(true, Now::default);
+        rig.disk.turn(Now::default);
     }
     assert_eq!(rig.disk.vbd.outstanding(), 0);
     rig.disk.ring.as_mut().unwrap().resume();
     rig.settle();
     assert_eq!(rig.ended.len(), 1);
+}
+
+/// The loop sleeps as long as its doors let it: a deadline that has passed, and that no turn takes away,
+/// would keep a processor busy.
+#[test]
+fn a_suspended_door_lets_the_loop_sleep() {
+    use std::io::Write;
+    let config = QueueConfig { capacity: QUEUE_CAPACITY, ..QueueConfig::default() };
+    let mut vbd =
+        Vbd::new(Queue::simulated(1, config), Memory::new(8 << 20).unwrap(), DiskCounters::new());
+    let path = std::env::temp_dir().join(format!("disk-{}-sleep", std::process::id()));
+    std::fs::File::create(&path).unwrap().set_len(SIZE).unwrap();
+    let spec = ImageSpec::parse(OsStr::new(&format!("aio:{}", path.display()))).unwrap();
+    let image = spec.open(OpenFlags::default(), vbd.queue()).unwrap();
+    std::fs::remove_file(&path).unwrap();
+    vbd.insert_chain(Chain::new(Vec::new(), vec![image]), false, RETRY_TIMEOUT);
+    let mut disk = Disk::new(vbd);
+    let (ours, mut theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+    let mut door = NbdDoor::without_listener(crate::frontend::nbd::NbdConfig::default());
+    door.add(ours).unwrap();
+    disk.nbd = Some(door);
+    // The handshake, and more reads than a client may have at a time.
+    let mut bytes = Vec::from(3_u32.to_be_bytes());
+    bytes.extend_from_slice(b"IHAVEOPT\0\0\0\x01\0\0\0\0");
+    for cookie in 0..200_u64 {
+        bytes.extend_from_slice(b"\x25\x60\x95\x13\0\0\0\0");
+        bytes.extend_from_slice(&cookie.to_be_bytes());
+        bytes.extend_from_slice(&[0; 8]);
+        bytes.extend_from_slice(&512_u32.to_be_bytes());
+    }
+    theirs.write_all(&bytes).unwrap();
+    for _ in 0..100 {
+        disk.nbd.as_mut().unwrap().ready(1, true, true);
+        disk.turn(Now::default);
+    }
+    assert_eq!(disk.vbd.outstanding(), 128);
+    // It pauses while they run; they end.
+    disk.doors().for_each(|(_, door)| door.suspend());
+    disk.vbd.queue().sim().unwrap().run_all();
+    for _ in 0..10 {
+        disk.turn(Now::default);
+    }
+    assert_eq!(disk.vbd.outstanding(), 0, "a suspended door takes nothing");
+    assert_eq!(disk.nbd.as_ref().unwrap().deadline(), None);
 }

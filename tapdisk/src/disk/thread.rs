@@ -191,7 +191,7 @@ impl DiskThread {
             self.collect(&events);
             self.obey();
             let clock = self.clock;
-            let turned = self.disk.turn(self.life.serves(), || clock.now());
+            let turned = self.disk.turn(|| clock.now());
             more = turned.more;
             if turned.stuck {
                 let state = self.dump();
