@@ -334,6 +334,7 @@ impl Frontend for NbdDoor {
         self.shared.released = false;
         self.shared.out_of_room = false;
         self.wake = false;
+        self.shared.forgive_pause();
         self.accept(intake.memory());
         self.expire(intake.memory());
         let count = self.live.len();
@@ -385,6 +386,7 @@ impl Frontend for NbdDoor {
     }
 
     fn resume(&mut self) {
+        self.shared.resumed |= self.shared.suspended;
         self.shared.suspended = false;
         // Requests may wait in a staging buffer, which no event announces.
         self.wake = true;

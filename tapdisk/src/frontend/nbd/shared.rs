@@ -16,6 +16,8 @@ pub(super) struct Shared {
     /// Where connections are registered, and the token of number 0.
     pub(super) registry: Option<(Registry, usize)>,
     pub(super) suspended: bool,
+    /// The time of the pause has yet to be forgiven.
+    pub(super) resumed: bool,
     /// Requests that were started and not answered, of all clients.
     pub(super) running: u32,
     /// Whether a client stopped short for want of room, a slot or memory.
@@ -66,6 +68,7 @@ impl Shared {
             now: Now::default(),
             registry: None,
             suspended: false,
+            resumed: false,
             running: 0,
             blocked: false,
             released: false,
@@ -143,9 +146,18 @@ impl Shared {
         self.waiter.take_if(|waiter| waiter.client == client);
     }
 
+    /// A pause is over: what did not move in it was not the peers' doing.
+    pub(super) fn forgive_pause(&mut self) {
+        if std::mem::take(&mut self.resumed)
+            && let Some(waiter) = &mut self.waiter
+        {
+            waiter.since = self.now;
+        }
+    }
+
     /// When peers that hold memory and do not move are let go, because somebody needs it.
     pub(super) fn stall_deadline(&self, progress: Now) -> Option<Now> {
-        let waiter = self.waiter?;
+        let waiter = self.waiter.filter(|_| !self.suspended)?;
         Some(progress.max(waiter.since).after(self.config.stall_timeout))
     }
 }

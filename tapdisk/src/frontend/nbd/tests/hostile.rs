@@ -168,6 +168,28 @@ fn who_holds_memory_and_stalls_is_let_go_when_it_is_needed() {
 }
 
 #[test]
+fn who_holds_memory_is_not_let_go_for_what_a_pause_kept_it_from() {
+    let mut rig = narrow();
+    let (mut sending, mut waiting) = (rig.client(PLAIN), rig.client(PLAIN));
+    sending.send(&request(WRITE, 0, 1, 0, 500 << 10));
+    sending.send(&[1; 100]);
+    rig.settle();
+    waiting.send(&request(READ, 0, 2, 0, 500 << 10));
+    rig.settle();
+    rig.door.suspend();
+    rig.wait(Duration::from_secs(1000));
+    assert_eq!(rig.door.connected(), 2);
+    rig.door.resume();
+    rig.settle();
+    rig.wait(Duration::from_secs(29));
+    assert_eq!(rig.door.connected(), 2);
+    rig.wait(Duration::from_secs(2));
+    assert_eq!(rig.door.connected(), 1);
+    assert!(sending.is_closed());
+    rig.close();
+}
+
+#[test]
 fn who_said_goodbye_and_does_not_read_is_let_go() {
     let config = NbdConfig { send_buffer_bytes: 4096, ..NbdConfig::default() };
     let mut rig = Rig::with(config, 32 << 20);
