@@ -414,11 +414,17 @@ impl Queue {
     /// reap, or I/Os that nothing stands in the way of.
     #[must_use]
     pub fn is_ready(&self) -> bool {
-        let idle = self.in_kernel + self.in_worker == 0;
+        // What the kernel had no room for is tried again after a completion; what nobody has offered
+        // to it yet must not wait for one.
+        let can_submit = if self.staged.is_empty() {
+            self.table.waiting() > 0 && self.in_kernel < self.config.engine_depth
+        } else {
+            self.in_kernel == 0
+        };
         !self.ready.is_empty()
             || !self.raw.is_empty()
             || (self.in_kernel > 0 && self.engine.has_results())
-            || (idle && !(self.table.waiting() == 0 && self.staged.is_empty()))
+            || can_submit
     }
 
     /// Ends what can be ended, for a close that does not wait: what was not handed to the kernel

@@ -158,6 +158,24 @@ impl Rig {
     }
 }
 
+/// A flush that becomes possible after the submit of a turn must not wait for the end of a read, which
+/// may be far away: the loop may not sleep before it has submitted it.
+#[test]
+fn a_flush_that_a_late_completion_lets_go_is_submitted_before_the_loop_sleeps() {
+    let mut rig = Rig::new("late");
+    rig.fault(0, Fault::Stuck);
+    rig.start(0, Op::Read, 0, 512);
+    rig.write(1, 8192, 2);
+    rig.start(2, Op::Flush, 0, 0);
+    rig.vbd.queue().submit(false);
+    rig.vbd.queue().sim().unwrap().run_all();
+    rig.vbd.reap();
+    assert!(rig.vbd.queue().is_ready());
+    rig.settle_stuck(1);
+    assert_eq!(rig.ended(2), DONE);
+    assert!(!rig.vbd.queue().is_ready());
+}
+
 #[test]
 fn a_passing_error_is_tried_again_until_the_time_is_up() {
     for errno in [Errno::EAGAIN, Errno::EBUSY, Errno::EINTR] {
