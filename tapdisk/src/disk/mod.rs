@@ -10,6 +10,8 @@
 mod commands;
 pub mod life;
 pub mod pace;
+#[cfg(feature = "sim")]
+pub mod rig;
 pub mod thread;
 
 use crate::frontend::Frontend;

@@ -134,6 +134,9 @@ pub struct DiskThread {
     /// While closing with a block device: until when to ask the driver, and when next.
     pub(super) removal: Option<(Now, Now)>,
     pub(super) busy_turns: u32,
+    /// The last turn left something to do that no event will announce.
+    more: bool,
+    events: Events,
     pub(super) exit: bool,
     /// The ticket of the detach that ends it.
     pub(super) detached: Option<u64>,
@@ -147,6 +150,7 @@ impl std::fmt::Debug for DiskThread {
 
 impl DiskThread {
     /// The thread's state; made on the thread itself, because a ring belongs to the thread that maps it.
+    /// A disk that comes with a ring (of a simulated driver) keeps it.
     ///
     /// # Errors
     /// When epoll, the queue or the ring cannot be had.
@@ -161,10 +165,11 @@ impl DiskThread {
             .register(poll.registry(), COMPLETIONS)
             .map_err(|error| DiskError::io(&error, "Cannot wait for the queue"))?;
         if let Some(path) = &config.ring_path {
-            let mut door = BlktapDoor::open(path, disk.vbd.memory())?;
+            disk.ring = Some(BlktapDoor::open(path, disk.vbd.memory())?);
+        }
+        if let Some(door) = &mut disk.ring {
             door.register(poll.registry(), door_base(RING))
-                .map_err(|error| DiskError::io(&error, "Cannot wait for the ring").at(path))?;
-            disk.ring = Some(door);
+                .map_err(|error| DiskError::io(&error, "Cannot wait for the ring"))?;
         }
         Ok(Self {
             disk,
@@ -177,6 +182,8 @@ impl DiskThread {
             waiting: None,
             removal: None,
             busy_turns: 0,
+            more: false,
+            events: Events::with_capacity(128),
             exit: false,
             detached: None,
         })
@@ -184,46 +191,55 @@ impl DiskThread {
 
     /// Runs until detached; returns the ticket of that. When it is answered, nothing of the disk is left.
     pub fn run(mut self) -> Option<u64> {
-        let mut events = Events::with_capacity(128);
-        let mut more = false;
-        while !self.exit {
-            self.wait(&mut events, more);
-            self.collect(&events);
-            self.obey();
-            let clock = self.clock;
-            let turned = self.disk.turn(|| clock.now());
-            more = turned.more;
-            if turned.stuck {
-                let state = self.dump();
-                slog::error!(self.wiring.log, "No request has ended for long"; "state" => state);
-            }
-            self.settle();
-            self.publish();
-        }
+        while self.turn() {}
         let ticket = self.detached;
         self.take_down();
         ticket
     }
 
+    /// Waits until there is something to do, and does it: the body of the loop, for tests and
+    /// measurements that are to see what the daemon does. False when it is detached.
+    pub fn turn(&mut self) -> bool {
+        self.wait();
+        self.collect();
+        self.obey();
+        let clock = self.clock;
+        let turned = self.disk.turn(|| clock.now());
+        self.more = turned.more;
+        if turned.stuck {
+            let state = self.dump();
+            slog::error!(self.wiring.log, "No request has ended for long"; "state" => state);
+        }
+        self.settle();
+        self.publish();
+        !self.exit
+    }
+
+    /// The disk.
+    #[must_use]
+    pub fn disk(&self) -> &Disk {
+        &self.disk
+    }
+
     /// Waits for events: not at all when there is more to do, for a batch of completions when many are
     /// under way, else until something happens.
-    fn wait(&mut self, events: &mut Events, more: bool) {
-        if more && self.busy_turns < BUSY_TURNS_MAX {
+    fn wait(&mut self) {
+        if self.more && self.busy_turns < BUSY_TURNS_MAX {
             self.busy_turns += 1;
-            events.clear();
+            self.events.clear();
             return;
         }
         self.busy_turns = 0;
         let before = self.clock.now();
         let in_flight = self.disk.vbd.queue().in_flight();
         let mut timeout = self.timeout(before);
-        if more {
+        if self.more {
             timeout = Some(Duration::ZERO);
         } else if let Some(wanted) = self.disk.pace().batch(in_flight) {
             self.disk.vbd.queue().wait_batch(wanted, BATCH_WAIT);
             timeout = Some(Duration::ZERO);
         }
-        if let Err(error) = self.poll.poll(events, timeout)
+        if let Err(error) = self.poll.poll(&mut self.events, timeout)
             && error.kind() != io::ErrorKind::Interrupted
         {
             slog::error!(self.wiring.log, "Cannot wait for events"; "error" => %error);
@@ -239,8 +255,8 @@ impl DiskThread {
         [removal, vbd, doors].into_iter().flatten().min().map(|next| next.since(now))
     }
 
-    fn collect(&mut self, events: &Events) {
-        for event in events {
+    fn collect(&mut self) {
+        for event in &self.events {
             let token = event.token().0;
             let Some(number) = token.checked_sub(DOORS) else { continue };
             let index = u8::try_from(number / TOKENS_PER_DOOR).expect("two doors");

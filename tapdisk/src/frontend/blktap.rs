@@ -37,6 +37,8 @@ pub struct RingStatistics {
     pub taken: u64,
     /// Requests answered.
     pub answered: u64,
+    /// Polls, each a system call.
+    pub polls: u64,
     /// Polls that published requests.
     pub kicks_in: u64,
     /// Notifications sent: one for all answers of a turn.
@@ -211,8 +213,9 @@ impl Frontend for BlktapDoor {
         if self.suspended || self.dead.is_some() {
             return false;
         }
-        if std::mem::take(&mut self.look) && self.ring.poll_now().unwrap_or(false) {
-            self.statistics.kicks_in += 1;
+        if std::mem::take(&mut self.look) {
+            self.statistics.polls += 1;
+            self.statistics.kicks_in += u64::from(self.ring.poll_now().unwrap_or(false));
         }
         while self.dead.is_none() && intake.has_room() {
             match self.ring.take() {

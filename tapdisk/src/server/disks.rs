@@ -17,12 +17,7 @@ use crate::memory::Memory;
 use crate::process;
 use crate::queue::{Queue, QueueConfig};
 use crate::statistics::{DiskCounters, PageKind, StatsDirectory, StatsPage};
-use crate::vbd::{QUEUE_CAPACITY, Vbd};
-
-/// The memory of a disk for doors that bring none: what 32 NBD connections receive into (4 MiB), and
-/// three requests of the largest size, or three thousand of a page. Pages that are never touched cost
-/// nothing: a disk with one client stays in the few that are used again and again.
-const ARENA_BYTES: usize = 16 << 20;
+use crate::vbd::{ARENA_BYTES, QUEUE_CAPACITY, Vbd};
 
 /// A disk, as the control thread holds it.
 pub(super) struct DiskHandle {

@@ -33,6 +33,11 @@ pub const SLOTS: u16 = 256;
 /// I/Os that the queue of one disk holds: one for each slot, and some for requests in several runs.
 pub const QUEUE_CAPACITY: usize = 512;
 
+/// The memory of a disk for doors that bring none: what 32 NBD connections receive into (4 MiB), and
+/// three requests of the largest size, or three thousand of a page. Pages that are never touched cost
+/// nothing: a disk with one client stays in the few that are used again and again.
+pub const ARENA_BYTES: usize = 16 << 20;
+
 /// How long a request that failed for a passing reason waits before it is tried again.
 pub const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 

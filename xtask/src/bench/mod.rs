@@ -8,7 +8,9 @@
 mod callgrind;
 mod client;
 mod numbers;
+mod profile;
 mod rates;
+mod ring;
 mod servers;
 mod syscalls;
 
@@ -31,7 +33,12 @@ pub(crate) struct Measurement {
 }
 
 /// All of them, in the order in which they run.
-pub(crate) const MEASUREMENTS: [Measurement; 3] = [
+pub(crate) const MEASUREMENTS: [Measurement; 4] = [
+    Measurement {
+        name: "ring",
+        what: "the ring's door in front of null:, on a simulated driver",
+        run: ring::measure,
+    },
     Measurement {
         name: "instructions",
         what: "user instructions per request, by callgrind",
@@ -137,9 +144,11 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
         println!("what needs them is left out: {reason}");
     }
     println!("{} building", command::time_of_day());
-    let packages = ["-p", "tapdisk", "-p", "tap-tools"];
-    let mut build = command::cargo(["build", "--release", "--quiet"]);
-    command::run(build.args(packages))?;
+    // Apart: what the benches want (the simulated driver) is not built into the daemon.
+    for packages in [&["-p", "tapdisk-benches"][..], &["-p", "tapdisk", "-p", "tap-tools"]] {
+        let mut build = command::cargo(["build", "--release", "--quiet"]);
+        command::run(build.args(packages))?;
+    }
     let mut ground = Ground::new(&options)?;
     if ground.warm().is_err() {
         println!("this file system has no direct I/O: rates of different servers say little here");

@@ -93,6 +93,21 @@ fn total(
     calls.ok_or_else(|| format!("No count in {text:?}"))
 }
 
+/// The system calls of a program, but those on eventfds (`read` and `write`).
+pub(super) fn around(program: &Command, file: &Path) -> Result<u64> {
+    let mut strace = command::tool("strace");
+    strace.args(["-f", "-c", "-e", "trace=!read,write", "-o"]).arg(file);
+    strace.arg(program.get_program()).args(program.get_args());
+    for (name, value) in program.get_envs() {
+        if let Some(value) = value {
+            strace.env(name, value);
+        }
+    }
+    command::capture(&mut strace)?;
+    let text = fs::read_to_string(file).map_err(|error| format!("No counts were left: {error}"))?;
+    parse_strace(&text).ok_or_else(|| format!("No count in {text:?}"))
+}
+
 struct Strace {
     child: std::process::Child,
 }

@@ -1,0 +1,126 @@
+//! A disk on the calling thread, turn by turn: for tests and measurements that are to see exactly what
+//! the daemon does, on a thread that they can watch.
+//!
+//! The loop, its queue, memory, counters and statistics page are those of production; only the control
+//! thread is missing. Its commands are given by [`Rig::open`] and [`Rig::close`].
+
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+
+use mio::{Poll, Waker};
+
+use super::Disk;
+use super::thread::{Command, DiskConfig, DiskThread, Envelope, OpenRequest, WAKER, Wiring};
+use crate::error::DiskError;
+use crate::frontend::blktap::BlktapDoor;
+use crate::image::{ImageSpec, OpenFlags};
+use crate::memory::Memory;
+use crate::queue::{EngineKind, Queue, QueueConfig};
+use crate::server::shared::DiskShared;
+use crate::statistics::{DiskCounters, PageKind, StatsDirectory};
+use crate::vbd::{ARENA_BYTES, QUEUE_CAPACITY, RETRY_TIMEOUT, Vbd};
+
+/// The loop of a disk, held by the hand.
+#[derive(Debug)]
+pub struct Rig {
+    thread: DiskThread,
+    commands: Sender<Envelope>,
+    answers: Receiver<Result<(), DiskError>>,
+    waker: Waker,
+    nbd_path: PathBuf,
+    /// Removes its pages when it goes.
+    _statistics: StatsDirectory,
+}
+
+impl Rig {
+    /// A disk without an image; `ring` is that of a simulated driver. The folder takes its NBD socket
+    /// and its statistics.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn new(
+        folder: &Path,
+        engine: EngineKind,
+        ring: Option<blktap_ioctl::Ring>,
+    ) -> Result<Self, DiskError> {
+        let io = |error: std::io::Error| DiskError::io(&error, "Cannot make a disk");
+        let poll = Poll::new().map_err(io)?;
+        let waker = Waker::new(poll.registry(), WAKER).map_err(io)?;
+        let config = QueueConfig { capacity: QUEUE_CAPACITY, ..QueueConfig::default() };
+        let queue = Queue::new(engine, config).map_err(io)?;
+        let mut memory = Memory::new(ARENA_BYTES).map_err(io)?;
+        let ring = ring.map(|ring| BlktapDoor::new(ring, &mut memory)).transpose().map_err(io)?;
+        let counters = DiskCounters::new();
+        let statistics = StatsDirectory::create(folder, std::process::id()).map_err(io)?;
+        let page = statistics.page(PageKind::Vdi, 0).map_err(io)?;
+        let shared = DiskShared::new(0, engine.to_string(), ring.is_some(), counters.reader());
+        let (commands, receiver) = channel();
+        let (answer, answers) = channel();
+        let wiring = Wiring {
+            shared: Arc::new(shared),
+            page: Some(page),
+            commands: receiver,
+            respond: Box::new(move |_, result| answer.send(result).expect("the rig listens")),
+            log: slog::Logger::root(slog::Discard, slog::o!()),
+        };
+        let mut disk = Disk::new(Vbd::new(queue, memory, counters));
+        disk.ring = ring;
+        let nbd_path = folder.join("nbd");
+        let config = DiskConfig { layers: Vec::new(), nbd_path: nbd_path.clone(), ring_path: None };
+        let thread = DiskThread::new(disk, poll, config, wiring)?;
+        Ok(Self { thread, commands, answers, waker, nbd_path, _statistics: statistics })
+    }
+
+    /// Opens `type:path` and serves it.
+    ///
+    /// # Errors
+    /// Those of the command.
+    pub fn open(&mut self, image: &str) -> Result<(), DiskError> {
+        let name = OsStr::new(image);
+        self.command(Command::Open(OpenRequest {
+            spec: ImageSpec::parse(name)?,
+            name: name.to_owned(),
+            flags: OpenFlags::default(),
+            retry_timeout: RETRY_TIMEOUT,
+        }))
+    }
+
+    /// Ends what runs and closes.
+    ///
+    /// # Errors
+    /// Those of the command.
+    pub fn close(&mut self) -> Result<(), DiskError> {
+        self.command(Command::Close)
+    }
+
+    fn command(&mut self, command: Command) -> Result<(), DiskError> {
+        let io = |error: std::io::Error| DiskError::io(&error, "Cannot wake the loop");
+        self.commands.send(Envelope { ticket: 1, command }).expect("the loop is this rig's");
+        self.waker.wake().map_err(io)?;
+        loop {
+            self.turn();
+            if let Ok(result) = self.answers.try_recv() {
+                return result;
+            }
+        }
+    }
+
+    /// One turn; it sleeps when nothing is there to do, as that of the daemon.
+    pub fn turn(&mut self) {
+        self.thread.turn();
+    }
+
+    /// The disk.
+    #[must_use]
+    pub fn disk(&self) -> &Disk {
+        self.thread.disk()
+    }
+
+    /// Where NBD clients connect while it is open.
+    #[must_use]
+    pub fn nbd_path(&self) -> &Path {
+        &self.nbd_path
+    }
+}
