@@ -11,6 +11,7 @@ use std::sync::{LazyLock, OnceLock};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use tapdisk_control::message::Params;
 use tapdisk_control::{Client, Paths};
 
 /// The directory of the programs, built for the profile that the tests were built for.
@@ -64,7 +65,7 @@ impl Ran {
     ///
     /// # Panics
     /// When it did not: with all that it said.
-    #[must_use]
+    #[allow(clippy::must_use_candidate, reason = "often only the success matters")]
     pub fn expect_success(self) -> String {
         assert_eq!(self.status, 0, "{self:#?}");
         self.stdout
@@ -164,6 +165,41 @@ impl Host {
         output.unwrap_or_else(|error| panic!("{program}: {error}")).into()
     }
 
+    /// Starts a daemon in the background, as `tap-ctl spawn` does; returns its pid.
+    ///
+    /// # Panics
+    /// When it does not start.
+    #[must_use]
+    pub fn spawn(&self) -> i32 {
+        let line = self.tap_ctl(&["spawn"]).expect_success();
+        line.trim().parse().unwrap_or_else(|_| panic!("found {line:?} for a pid"))
+    }
+
+    /// The names in the run directory, those of sockets; the directory of the markers is not one.
+    ///
+    /// # Panics
+    /// When it cannot be read.
+    #[must_use]
+    pub fn sockets(&self) -> Vec<String> {
+        let entries = std::fs::read_dir(self.path("run")).expect("made with the host");
+        let names = entries.map(|entry| entry.expect("it can be read").file_name());
+        let names = names.map(|name| name.to_string_lossy().into_owned());
+        let mut names: Vec<_> = names.filter(|name| name != "tapdisk").collect();
+        names.sort();
+        names
+    }
+
+    /// Makes an image with these bytes.
+    ///
+    /// # Panics
+    /// When there is no room for it.
+    #[must_use]
+    pub fn image_of(&self, name: &str, bytes: &[u8]) -> PathBuf {
+        let path = self.path(name);
+        std::fs::write(&path, bytes).expect("an image can be made");
+        path
+    }
+
     /// Runs `tap-ctl`.
     pub fn tap_ctl(&self, arguments: &[&str]) -> Ran {
         self.run("tap-ctl", arguments)
@@ -175,10 +211,18 @@ impl Host {
     /// When it does not.
     #[must_use]
     pub fn daemon(&self, arguments: &[&str]) -> Daemon {
-        let mut child = self
-            .command("tapdisk")
-            .args(["-D", "--log", "stderr"])
-            .args(arguments)
+        let mut command = self.command("tapdisk");
+        command.args(["-D", "--log", "stderr"]).args(arguments);
+        self.daemon_by(command)
+    }
+
+    /// The same, by a command of the test's own, which ends in the daemon without another process.
+    ///
+    /// # Panics
+    /// When it does not.
+    #[must_use]
+    pub fn daemon_by(&self, mut command: Command) -> Daemon {
+        let mut child = command
             .stdout(Stdio::piped())
             .stderr(File::create(self.path("tapdisk.log")).expect("a log can be made"))
             .spawn()
@@ -188,7 +232,9 @@ impl Host {
         BufReader::new(stdout).read_line(&mut line).expect("tapdisk prints its control path");
         let log = std::fs::read_to_string(self.path("tapdisk.log")).unwrap_or_default();
         assert!(line.contains("/ctl"), "found {line:?} for a control path; log: {log}");
-        let pid = i32::try_from(child.id()).expect("pids are positive ints");
+        // Not the child's where a tracer is in between.
+        let name = line.trim_end().rsplit('/').next().unwrap_or_default();
+        let pid = tapdisk_control::paths::pid_of_control_socket(name).expect("checked above");
         Daemon { child, pid, client: Client::new(self.paths(), pid) }
     }
 
@@ -205,6 +251,18 @@ impl Host {
         minor
     }
 
+    /// Attaches a disk and opens an image, `type:path`; returns its minor and its NBD socket.
+    ///
+    /// # Panics
+    /// When either fails.
+    #[must_use]
+    pub fn serve(&self, daemon: &Daemon, image: &str) -> (u16, PathBuf) {
+        let minor = self.attach(daemon);
+        let params = Params { path: image.into(), ..Params::default() };
+        daemon.client.open(minor, params).unwrap_or_else(|error| panic!("{image}: {error}"));
+        (minor, self.nbd_socket(daemon.pid, minor))
+    }
+
     /// Where the NBD socket of a disk is.
     #[must_use]
     pub fn nbd_socket(&self, pid: i32, minor: u16) -> PathBuf {
@@ -218,7 +276,12 @@ impl Drop for Host {
         for entry in std::fs::read_dir(self.path("run")).into_iter().flatten().flatten() {
             let name = entry.file_name();
             let pid = name.to_str().and_then(tapdisk_control::paths::pid_of_control_socket);
-            if let Some(pid) = pid {
+            // A socket that was left behind says nothing about who has its number now.
+            let is_ours = |pid: &i32| {
+                let name = std::fs::read_to_string(format!("/proc/{pid}/comm"));
+                name.is_ok_and(|name| name.trim_end() == "tapdisk")
+            };
+            if let Some(pid) = pid.filter(is_ours) {
                 let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
             }
         }
@@ -251,6 +314,16 @@ impl Daemon {
     /// When it is gone.
     pub fn signal(&self, signal: Signal) {
         kill(Pid::from_raw(self.pid), signal).expect("it runs");
+    }
+
+    /// What it has logged so far.
+    ///
+    /// # Panics
+    /// When there is no log.
+    #[must_use]
+    pub fn log(host: &Host) -> String {
+        let bytes = std::fs::read(host.path("tapdisk.log")).expect("made at the start");
+        String::from_utf8_lossy(&bytes).into_owned()
     }
 
     /// How many descriptors it has open.

@@ -9,6 +9,8 @@
 mod host;
 pub mod nbd;
 
+use std::time::{Duration, Instant};
+
 pub use host::{Daemon, Host, Ran};
 
 /// Says why a test does nothing here. The line is for a person who reads the log.
@@ -26,6 +28,30 @@ pub fn has_program(name: &str) -> bool {
         skip(&format!("{name} is not installed"));
     }
     found
+}
+
+/// How long a test waits for anything: only ever reached when something hangs.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Waits until something holds, that no descriptor tells of.
+///
+/// # Panics
+/// When it does not after [`PATIENCE`].
+pub fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
+    let end = Instant::now() + PATIENCE;
+    while !holds() {
+        assert!(Instant::now() < end, "waited in vain: {what}");
+        // Looks again in a moment; nobody else is kept from the processor.
+        let _ = nix::poll::poll(&mut [], 2_u8);
+    }
+}
+
+/// Whether a process has ended, whoever has to reap it.
+#[must_use]
+pub fn has_ended(pid: i32) -> bool {
+    // After the name in parentheses, which may hold anything: the state.
+    let Ok(stat) = std::fs::read_to_string(format!("/proc/{pid}/stat")) else { return true };
+    stat.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with(['Z', 'X']))
 }
 
 /// Numbers that a seed reproduces (xorshift64*).
