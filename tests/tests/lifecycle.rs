@@ -286,6 +286,27 @@ fn a_signal_ends_a_daemon_in_order() {
 }
 
 #[test]
+fn a_detach_may_follow_a_forced_close_at_once() {
+    let host = Host::new();
+    let image = host.image("disk", 1 << 20);
+    let daemon = host.daemon(&[]);
+    let _stays = host.attach(&daemon);
+    let minor = host.attach(&daemon);
+    daemon.client.detach(minor).unwrap();
+    for _ in 0..200 {
+        daemon.client.attach(minor).unwrap();
+        let params = Params { path: aio(&image).into(), ..Params::default() };
+        daemon.client.open(minor, params).unwrap();
+        let mut client = NbdClient::connect(&host.nbd_socket(daemon.pid, minor)).unwrap();
+        for number in 0..8 {
+            client.send(command::WRITE, number * 65536, 65536, &[3; 65536]).unwrap();
+        }
+        daemon.client.close(minor, true, None).unwrap();
+        daemon.client.detach(minor).unwrap();
+    }
+}
+
+#[test]
 fn sigusr1_dumps_the_state_to_the_log() {
     let host = Host::new();
     let image = host.image("disk", 1 << 20);

@@ -27,7 +27,7 @@ impl DiskThread {
             Command::Resume(spec, name) => Some(self.resume(spec, name)),
             Command::Pause => self.pause(ticket),
             Command::Close => self.close(ticket),
-            Command::ForceClose => Some(self.force_close()),
+            Command::ForceClose => self.force_close(ticket),
             Command::Cancel(ticket) => {
                 self.cancel(ticket);
                 None
@@ -215,22 +215,25 @@ impl DiskThread {
         }
     }
 
-    fn force_close(&mut self) -> Result<(), DiskError> {
+    /// Answered when the disk is closed: a detach may follow at once. Where I/O does not end the control
+    /// thread answers, and leaves this one behind.
+    fn force_close(&mut self, ticket: u64) -> Option<Result<(), DiskError>> {
         if let Some(ticket) = self.waiting.take() {
             let error = DiskError::new(Errno::ESHUTDOWN, "The disk was closed by force meanwhile");
             (self.wiring.respond)(ticket, Err(error));
         }
         if !self.life.is_open() {
             self.enter(Life::Closed);
-            return Ok(());
+            return Some(Ok(()));
         }
         self.removal = None;
         self.disk.doors().for_each(|(_, door)| door.suspend());
+        self.waiting = Some(ticket);
         self.disk.vbd.shut_down();
         let clock = self.clock;
         self.disk.turn(|| clock.now());
         self.enter(Life::Dead);
-        Ok(())
+        None
     }
 
     /// The client of a command that waits is gone: undo what can be undone.

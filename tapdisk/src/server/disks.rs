@@ -114,6 +114,16 @@ impl Disks {
         }
     }
 
+    /// The thread of the command with this ticket has answered: it does not hang, or no more.
+    pub(super) fn heard(&mut self, ticket: u64) {
+        let pending = self.pending.iter().find(|pending| pending.ticket == ticket);
+        let minor = pending.map(|pending| pending.minor);
+        let disk = self.disks.iter_mut().find(|disk| Some(disk.shared.minor) == minor);
+        if let Some(disk) = disk {
+            disk.abandoned = false;
+        }
+    }
+
     pub(super) fn remove(&mut self, minor: u16) {
         self.disks.retain(|disk| disk.shared.minor != minor);
     }

@@ -316,6 +316,7 @@ impl Server {
     fn collect_replies(&mut self) {
         while let Ok(Reply { ticket, result }) = self.replies.try_recv() {
             self.forced.retain(|(forced, ..)| *forced != ticket);
+            self.disks.heard(ticket);
             self.finish(ticket, result);
         }
     }
