@@ -138,7 +138,7 @@ impl DiskShared {
         let nbd = nbd.map(NbdDoor::stats).unwrap_or_default();
         gauges.clients.store(clients, Ordering::Relaxed);
         gauges.nbd_taken.store(nbd.requests, Ordering::Relaxed);
-        gauges.nbd_answered.store(nbd.requests, Ordering::Relaxed);
+        gauges.nbd_answered.store(nbd.answers, Ordering::Relaxed);
         let ring = ring.map(BlktapDoor::statistics).unwrap_or_default();
         gauges.ring_taken.store(ring.taken, Ordering::Relaxed);
         gauges.ring_answered.store(ring.answered, Ordering::Relaxed);

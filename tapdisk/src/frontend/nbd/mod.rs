@@ -121,6 +121,8 @@ pub struct NbdStats {
     pub clients: u64,
     /// Requests that were started.
     pub requests: u64,
+    /// Answers to them.
+    pub answers: u64,
     /// Requests that were answered with an error by the door itself.
     pub refused: u64,
     /// Bytes received.
@@ -359,6 +361,7 @@ impl Frontend for NbdDoor {
     fn answer(&mut self, token: Token, answer: Answer, memory: &mut Memory) {
         let (number, slot) = (token.0 >> 16, token.0 & 0xffff);
         let client = &mut self.clients[number as usize];
+        self.shared.stats.answers += 1;
         let slot = u16::try_from(slot).expect("16 bits");
         client.answered(slot, answer, &mut self.shared, memory);
         self.bury(memory);
