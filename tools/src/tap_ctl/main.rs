@@ -122,7 +122,7 @@ Controls tapdisk processes. A disk is a minor of a tapdisk:
   tap-ctl allocate                                takes minor N, prints its name
   tap-ctl spawn                                   starts a tapdisk, prints its pid P
   tap-ctl attach -p P -m N                        makes disk N in it
-  tap-ctl open -p P -m N -a vhd:/srv/disk.vhd     opens the image
+  tap-ctl open -p P -m N -a aio:/srv/disk.raw     opens the image
   tap-ctl list                                    shows it
   tap-ctl close -p P -m N                         and back
   tap-ctl detach -p P -m N                        ends the tapdisk after its last disk
