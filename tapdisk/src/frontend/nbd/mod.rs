@@ -258,6 +258,9 @@ impl NbdDoor {
 
     fn take_in(&mut self, stream: UnixStream, memory: &mut Memory) {
         if self.vacant().is_none() {
+            self.let_ended_go(memory);
+        }
+        if self.vacant().is_none() {
             self.evict(memory);
         }
         // Without a place, or when epoll fails, the peer sees its connection closed.
@@ -265,6 +268,18 @@ impl NbdDoor {
         if !taken {
             self.shared.stats.faults += 1;
         }
+    }
+
+    /// Looks for connections whose end has not been seen yet (see [`QUIET_BEFORE_CHECK`]): clients that
+    /// come and go faster than that do not fill the door.
+    fn let_ended_go(&mut self, memory: &mut Memory) {
+        for number in &self.live {
+            let client = &mut self.clients[usize::from(*number)];
+            if client.has_ended() {
+                client.die(Gone::Left, &mut self.shared, memory);
+            }
+        }
+        self.bury(memory);
     }
 
     /// Lets go of the connection that has been silent in its handshake for longest, if long enough.

@@ -4,9 +4,10 @@
 //! and the next one waits for an event.
 
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 
 use mio::{Interest, Token};
+use nix::sys::socket::{MsgFlags, recv};
 
 use super::NO_SLOT;
 use super::client::{Client, Gone, Phase};
@@ -56,7 +57,8 @@ impl Client {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(true),
             Err(_) => return Err(Gone::Left),
         };
-        if received < rest.len + free.len {
+        // Not in the handshake, where a peer that is silent is let go only after minutes.
+        if received < rest.len + free.len && self.phase == Phase::Transmission {
             self.readable = false;
             self.end_unseen = true;
         }
@@ -68,6 +70,15 @@ impl Client {
         shared.stats.bytes_in += u64::from(received);
         self.progress = shared.now;
         Ok(true)
+    }
+
+    /// Whether the peer has closed the connection and everything that it sent is received.
+    pub(super) fn has_ended(&self) -> bool {
+        let (Phase::Transmission, Some(stream)) = (self.phase, &self.stream) else {
+            return false;
+        };
+        let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
+        recv(stream.as_raw_fd(), &mut [0], flags) == Ok(0)
     }
 
     /// Sends what is queued, as far as the socket takes it; closes when that was the last of it.

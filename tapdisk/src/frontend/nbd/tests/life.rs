@@ -266,6 +266,33 @@ fn an_end_after_any_byte_frees_all_but_what_is_running() {
 }
 
 #[test]
+fn an_end_that_comes_with_the_last_bytes_of_a_handshake_is_seen_at_once() {
+    let (mut rig, connect) = listening(NbdConfig::default());
+    for end in 1..4 {
+        let mut peer = connect();
+        rig.settle();
+        peer.send(&[0, 0, 0, 3][..end]);
+        drop(peer);
+        rig.settle();
+        assert_eq!((rig.door.connected(), rig.held()), (0, 0), "after {end} bytes");
+    }
+    rig.close();
+}
+
+#[test]
+fn clients_that_ended_unseen_make_room_for_the_next() {
+    let (mut rig, connect) = listening(NbdConfig::default());
+    for _ in 0..100 {
+        let mut peer = connect();
+        peer.send(&[&[0, 0, 0, 3][..], &option(7, &[0; 6])].concat());
+        rig.settle();
+        assert!(peer.read(), "the door is not full: the others have ended");
+        peer.send(&request(READ, 0, 1, 0, 512)[..20]);
+    }
+    rig.close();
+}
+
+#[test]
 fn a_place_is_not_given_away_while_its_requests_run() {
     let config = NbdConfig { clients_max: 1, ..NbdConfig::default() };
     let mut rig = Rig::with(config, 32 << 20);
