@@ -247,9 +247,11 @@ impl Starter {
         match started {
             Ok(thread) => {
                 self.mailbox.post(self.ticket, Ok(()));
-                if let Some(ticket) = thread.run() {
+                let (ticket, rest) = thread.run();
+                if let Some(ticket) = ticket {
                     self.mailbox.post(ticket, Ok(()));
                 }
+                drop(rest);
             }
             Err(error) => self.mailbox.post(self.ticket, Err(error)),
         }
