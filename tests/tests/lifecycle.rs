@@ -5,12 +5,14 @@
 
 #![allow(clippy::unwrap_used)]
 
+use std::io::{Read, Write};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 use nix::sys::signal::Signal;
 use serde_json::Value;
-use tapdisk_control::message::{Flags, Params};
+use tapdisk_control::message::{Flags, MESSAGE_SIZE, Params, Request, Response};
 use tapdisk_control::statistics::{Counter, Statistics};
 use tapdisk_tests::nbd::{NbdClient, command};
 use tapdisk_tests::{Daemon, Host, Ran, has_ended, wait_until};
@@ -304,6 +306,47 @@ fn a_detach_may_follow_a_forced_close_at_once() {
         daemon.client.close(minor, true, None).unwrap();
         daemon.client.detach(minor).unwrap();
     }
+}
+
+#[test]
+fn every_command_to_a_disk_on_its_way_out_is_answered() {
+    let host = Host::new();
+    let image = host.image("disk", 1 << 20);
+    let daemon = host.daemon(&[]);
+    let _stays = host.attach(&daemon);
+    let minor = host.attach(&daemon);
+    daemon.client.detach(minor).unwrap();
+    let open = Params { path: aio(&image).into(), ..Params::default() };
+    let requests = [
+        Request::Detach { minor },
+        Request::Open { minor, params: open },
+        Request::Detach { minor },
+        Request::Close { minor },
+        Request::ForceShutdown { minor },
+        Request::Detach { minor },
+    ];
+    for _ in 0..100 {
+        daemon.client.attach(minor).unwrap();
+        // All of them are sent before the first answer is looked at.
+        let streams: Vec<UnixStream> = requests
+            .iter()
+            .map(|request| {
+                let mut stream = UnixStream::connect(daemon.client.socket()).unwrap();
+                stream.set_read_timeout(Some(tapdisk_tests::PATIENCE)).unwrap();
+                stream.write_all(&request.encode().unwrap()).unwrap();
+                stream
+            })
+            .collect();
+        let detached = streams.into_iter().zip(&requests).filter_map(|(mut stream, request)| {
+            let mut reply = [0; MESSAGE_SIZE];
+            stream.read_exact(&mut reply).unwrap_or_else(|error| panic!("{request:?}: {error}"));
+            (Response::decode(&reply).unwrap() == Response::Detach).then_some(())
+        });
+        assert_eq!(detached.count(), 1);
+    }
+    assert_eq!(daemon.client.list().unwrap().len(), 1);
+    daemon.signal(Signal::SIGTERM);
+    wait_until("nothing that was left behind keeps it", || has_ended(daemon.pid));
 }
 
 #[test]

@@ -129,7 +129,7 @@ impl Server {
     fn detach(&mut self, index: usize, minor: u16) -> Result<(), DiskError> {
         let disk = self.disks.find(minor)?;
         if disk.is_abandoned() {
-            self.disks.remove(minor);
+            self.forget(minor);
             self.detached();
             self.answer(index, &[Response::Detach], &[]);
             return Ok(());
@@ -141,6 +141,17 @@ impl Server {
             ));
         }
         self.command(index, minor, Kind::Detach, Command::Detach)
+    }
+
+    /// Takes a disk off the table. Commands that came while it was on its way out reach nobody, so they
+    /// are answered here.
+    fn forget(&mut self, minor: u16) {
+        self.disks.remove(minor);
+        while let Some(ticket) = self.disks.pending_of(minor) {
+            let gone =
+                DiskError::new(Errno::ENODEV, format!("Minor {minor} was detached meanwhile"));
+            self.finish(ticket, Err(gone));
+        }
     }
 
     /// A disk is gone.
@@ -166,11 +177,11 @@ impl Server {
         let (_, kind) = self.kinds.swap_remove(position);
         match (kind, &result) {
             (Kind::Detach, Ok(())) => {
-                self.disks.remove(pending.minor);
+                self.forget(pending.minor);
                 self.detached();
             }
             // The thread has ended by itself.
-            (Kind::Attach, Err(_)) => self.disks.remove(pending.minor),
+            (Kind::Attach, Err(_)) => self.forget(pending.minor),
             (Kind::Leave, Ok(())) => self.leave_one(pending.minor),
             // In use, or another command is under way: again, for as long as it takes.
             (Kind::Leave, Err(_)) => {
@@ -254,7 +265,7 @@ impl Server {
             .disks
             .shown()
             .map(|disk| disk.minor)
-            .filter(|minor| !self.disks.has_pending(*minor))
+            .filter(|minor| self.disks.pending_of(*minor).is_none())
             .collect();
         for minor in minors {
             self.leave_one(minor);
@@ -266,7 +277,7 @@ impl Server {
         let Ok(disk) = self.disks.find(minor) else { return };
         let open = disk.shared.life().is_open();
         if disk.is_abandoned() {
-            return self.disks.remove(minor);
+            return self.forget(minor);
         }
         let ticket = self.ticket();
         let (kind, command) =

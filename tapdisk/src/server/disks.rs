@@ -81,9 +81,9 @@ impl Disks {
         Ok(())
     }
 
-    /// Whether a command of this disk is under way.
-    pub(super) fn has_pending(&self, minor: u16) -> bool {
-        self.pending.iter().any(|pending| pending.minor == minor)
+    /// A command of this disk that is under way.
+    pub(super) fn pending_of(&self, minor: u16) -> Option<u64> {
+        self.pending.iter().find(|pending| pending.minor == minor).map(|pending| pending.ticket)
     }
 
     /// The command of this ticket is answered.
@@ -124,8 +124,13 @@ impl Disks {
         }
     }
 
+    /// Lets go of a disk. One that was left behind is told to end, should it ever listen again.
     pub(super) fn remove(&mut self, minor: u16) {
-        self.disks.retain(|disk| disk.shared.minor != minor);
+        for disk in self.disks.extract_if(.., |disk| disk.shared.minor == minor) {
+            if disk.abandoned {
+                disk.post(0, Command::Detach);
+            }
+        }
     }
 
     /// Locks the minor and starts the thread of a disk; the thread answers the ticket when it is there.
