@@ -3,7 +3,8 @@
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::time::Duration;
+
+use crate::PATIENCE;
 
 /// Commands of the protocol.
 pub mod command {
@@ -19,8 +20,8 @@ pub mod command {
     pub const TRIM: u16 = 4;
 }
 
-/// How long a test waits for one reply: only ever reached when something hangs.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// The command flag: durable before it is answered.
+const FUA: u16 = 1;
 
 /// A connection.
 #[derive(Debug)]
@@ -70,10 +71,25 @@ impl NbdClient {
     /// # Errors
     /// Those of the socket.
     pub fn send(&mut self, command: u16, offset: u64, len: u32, data: &[u8]) -> io::Result<u64> {
+        self.send_with(0, command, offset, len, data)
+    }
+
+    /// The same, with command flags.
+    ///
+    /// # Errors
+    /// Those of the socket.
+    pub fn send_with(
+        &mut self,
+        flags: u16,
+        command: u16,
+        offset: u64,
+        len: u32,
+        data: &[u8],
+    ) -> io::Result<u64> {
         self.cookie += 1;
         let mut request = Vec::with_capacity(28 + data.len());
         request.extend_from_slice(&0x2560_9513_u32.to_be_bytes());
-        request.extend_from_slice(&0_u16.to_be_bytes());
+        request.extend_from_slice(&flags.to_be_bytes());
         request.extend_from_slice(&command.to_be_bytes());
         request.extend_from_slice(&self.cookie.to_be_bytes());
         request.extend_from_slice(&offset.to_be_bytes());
@@ -126,6 +142,18 @@ impl NbdClient {
     pub fn write(&mut self, offset: u64, data: &[u8]) -> io::Result<u32> {
         let len = u32::try_from(data.len()).expect("tests write little");
         self.call(command::WRITE, offset, len, data)
+    }
+
+    /// Writes through to the storage; the error of the protocol, 0 for none.
+    ///
+    /// # Errors
+    /// Those of the socket.
+    pub fn write_fua(&mut self, offset: u64, data: &[u8]) -> io::Result<u32> {
+        let len = u32::try_from(data.len()).expect("tests write little");
+        let cookie = self.send_with(FUA, command::WRITE, offset, len, data)?;
+        let (error, found) = self.reply()?;
+        assert_eq!(found, cookie, "one request, one reply");
+        Ok(error)
     }
 
     /// Flushes; the error of the protocol, 0 for none.
