@@ -22,8 +22,9 @@ pub(super) fn open(
     _: OpenFlags,
     queue: &mut Queue,
 ) -> Result<Box<dyn Image>, DiskError> {
-    let mut source =
-        File::open(path).map_err(|error| DiskError::io(&error, "Cannot open the file to copy"))?;
+    let flags = OpenFlags { read_only: true, buffered: true };
+    let mut source = raw::open_with(path, flags, 0)
+        .map_err(|error| DiskError::io(&error, "Cannot open the file to copy"))?;
     let size = raw::size_of(&source)?.size;
     if size > SIZE_MAX {
         return Err(DiskError::new(

@@ -65,7 +65,7 @@ fn open_file(path: &Path, flags: OpenFlags) -> Result<(File, bool), DiskError> {
     }
 }
 
-fn open_with(path: &Path, flags: OpenFlags, custom: i32) -> io::Result<File> {
+pub(super) fn open_with(path: &Path, flags: OpenFlags, custom: i32) -> io::Result<File> {
     // O_NONBLOCK: opening a FIFO must not wait for a writer; it means nothing for files and devices.
     let file = OpenOptions::new()
         .read(true)
