@@ -1,0 +1,419 @@
+//! Images at their edges: odd sizes, read-only, no room, no image at all, and storage that fails.
+
+#![allow(clippy::unwrap_used)]
+
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::sys::stat::Mode;
+use serde_json::Value;
+use tapdisk_control::message::{Flags, Params};
+use tapdisk_control::statistics::{Counter, Statistics};
+use tapdisk_tests::nbd::NbdClient;
+use tapdisk_tests::{Daemon, Host, has_program, skip, wait_until};
+
+/// Errors of NBD: EIO, ENOSPC.
+const NBD_EIO: u32 = 5;
+const NBD_ENOSPC: u32 = 28;
+const NBD_EPERM: u32 = 1;
+
+/// The flag of an export.
+const READ_ONLY: u16 = 1 << 1;
+
+fn aio(path: &Path) -> String {
+    format!("aio:{}", path.display())
+}
+
+fn open_flags(daemon: &Daemon, minor: u16, image: &str, flags: Flags) -> Result<(), Errno> {
+    let params = Params { path: image.into(), flags, ..Params::default() };
+    let opened = daemon.client.open(minor, params);
+    opened.map(drop).map_err(|error| Errno::from_raw(error.errno()))
+}
+
+fn connect(host: &Host, daemon: &Daemon, minor: u16) -> NbdClient {
+    NbdClient::connect(&host.nbd_socket(daemon.pid, minor)).unwrap()
+}
+
+/// Whether the daemon has the file open for direct I/O.
+fn is_direct(daemon: &Daemon, image: &Path) -> bool {
+    let entries = std::fs::read_dir(format!("/proc/{}/fd", daemon.pid)).unwrap().flatten();
+    let mut found =
+        entries.filter(|entry| std::fs::read_link(entry.path()).is_ok_and(|to| to == image));
+    let number = found.next().expect("the image is open").file_name();
+    let info = format!("/proc/{}/fdinfo/{}", daemon.pid, number.display());
+    let info = std::fs::read_to_string(info).unwrap();
+    let flags = info.lines().find_map(|line| line.strip_prefix("flags:")).unwrap().trim();
+    i32::from_str_radix(flags, 8).unwrap() & nix::fcntl::OFlag::O_DIRECT.bits() != 0
+}
+
+/// Where files are in memory only; a directory that goes with this.
+struct InMemory(PathBuf);
+
+impl InMemory {
+    fn new(name: &str) -> Option<Self> {
+        let path = Path::new("/dev/shm").join(format!("tapdisk-{name}-{}", std::process::id()));
+        if std::fs::create_dir(&path).is_err() {
+            skip("no directory can be made in /dev/shm");
+            return None;
+        }
+        Some(Self(path))
+    }
+}
+
+impl Drop for InMemory {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+#[test]
+fn a_tail_that_is_no_whole_sector_is_ignored() {
+    for engine in ["aio", "io_uring", "sync"] {
+        let host = Host::new();
+        let image = host.image_of("disk", &[0xaa; 8 * 512 + 100]);
+        let daemon = host.daemon(&["--queue", engine]);
+        let (minor, _) = host.serve(&daemon, &aio(&image));
+        let mut client = connect(&host, &daemon, minor);
+        assert_eq!(client.size, 8 * 512);
+        assert_eq!(client.write(7 * 512, &[0xbb; 512]).unwrap(), 0);
+        assert_ne!(client.write(8 * 512, &[0xcc; 512]).unwrap(), 0);
+        assert!(client.read(7 * 512, 1024).unwrap().is_err());
+        daemon.client.close(minor, false, None).unwrap();
+        let mut wanted = vec![0xaa; 8 * 512 + 100];
+        wanted[7 * 512..8 * 512].fill(0xbb);
+        assert_eq!(std::fs::read(&image).unwrap(), wanted);
+    }
+}
+
+#[test]
+fn a_read_only_disk_takes_no_write_and_no_trim() {
+    let host = Host::new();
+    let image = host.image_of("disk", &[0xaa; 8192]);
+    let before = std::fs::metadata(&image).unwrap().modified().unwrap();
+    // Not even root could write it; an open for writing would show as an error.
+    let daemon = host.daemon(&[]);
+    let minor = host.attach(&daemon);
+    open_flags(&daemon, minor, &aio(&image), Flags::READ_ONLY).unwrap();
+    let mut client = connect(&host, &daemon, minor);
+    assert_ne!(client.flags & READ_ONLY, 0);
+    assert_eq!(client.write(0, &[1; 512]).unwrap(), NBD_EPERM);
+    let trim = tapdisk_tests::nbd::command::TRIM;
+    client.send(trim, 0, 4096, &[]).unwrap();
+    assert_eq!(client.reply().unwrap().0, NBD_EPERM);
+    assert_eq!(client.read(4096, 512).unwrap(), Ok(vec![0xaa; 512]));
+    daemon.client.close(minor, false, None).unwrap();
+    assert_eq!(std::fs::read(&image).unwrap(), [0xaa; 8192]);
+    assert_eq!(std::fs::metadata(&image).unwrap().modified().unwrap(), before);
+}
+
+#[test]
+fn direct_io_is_used_where_there_is_some_and_not_with_the_flag() {
+    let host = Host::new();
+    let image = host.image("disk", 1 << 20);
+    let daemon = host.daemon(&[]);
+    let minor = host.attach(&daemon);
+    open_flags(&daemon, minor, &aio(&image), Flags::NO_O_DIRECT).unwrap();
+    assert!(!is_direct(&daemon, &image));
+    daemon.client.close(minor, false, None).unwrap();
+    open_flags(&daemon, minor, &aio(&image), Flags::default()).unwrap();
+    let mut probe = std::fs::OpenOptions::new();
+    let direct = nix::fcntl::OFlag::O_DIRECT.bits();
+    let probe = std::os::unix::fs::OpenOptionsExt::custom_flags(probe.read(true), direct);
+    match probe.open(&image) {
+        Ok(_) => assert!(is_direct(&daemon, &image)),
+        Err(_) => skip("the directory for temporary files takes no direct I/O"),
+    }
+}
+
+#[test]
+fn a_file_system_without_direct_io_serves_all_the_same() {
+    let Some(memory) = InMemory::new("direct") else { return };
+    for engine in ["aio", "io_uring", "sync"] {
+        let host = Host::new();
+        let image = memory.0.join("disk");
+        std::fs::write(&image, vec![0; 1 << 20]).unwrap();
+        let daemon = host.daemon(&["--queue", engine]);
+        let (minor, _) = host.serve(&daemon, &aio(&image));
+        let mut client = connect(&host, &daemon, minor);
+        for number in 0..100_u64 {
+            let data = number.to_le_bytes().repeat(64);
+            assert_eq!(client.write(number * 512, &data).unwrap(), 0);
+            assert_eq!(client.read(number * 512, 512).unwrap(), Ok(data));
+        }
+        assert_eq!(client.flush().unwrap(), 0);
+        daemon.client.close(minor, false, None).unwrap();
+    }
+}
+
+#[test]
+fn what_is_no_image_is_refused_at_once() {
+    let host = Host::new();
+    let daemon = host.daemon(&[]);
+    let minor = host.attach(&daemon);
+    let fifo = host.path("fifo");
+    nix::unistd::mkfifo(&fifo, Mode::S_IRUSR | Mode::S_IWUSR).unwrap();
+    let socket = host.path("socket");
+    let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    let (empty, short) = (host.image("empty", 0), host.image("short", 511));
+    std::os::unix::fs::symlink("loop", host.path("loop")).unwrap();
+    let cases = [
+        (aio(&fifo), Errno::EINVAL),
+        (aio(&host.path("run")), Errno::EISDIR),
+        ("aio:/dev/null".into(), Errno::EINVAL),
+        (aio(&socket), Errno::ENXIO),
+        (aio(&empty), Errno::EINVAL),
+        (aio(&short), Errno::EINVAL),
+        (aio(&host.path("missing")), Errno::ENOENT),
+        (aio(&host.path("empty/below")), Errno::ENOTDIR),
+        (aio(&host.path("loop")), Errno::ELOOP),
+        (format!("ram:{}", fifo.display()), Errno::EINVAL),
+        ("null:513".into(), Errno::EINVAL),
+        ("null:0".into(), Errno::EINVAL),
+    ];
+    let before = daemon.descriptors();
+    for (image, wanted) in cases {
+        assert_eq!(open_flags(&daemon, minor, &image, Flags::default()), Err(wanted), "{image}");
+    }
+    assert!(daemon.descriptors() <= before);
+    // The disk is none the worse.
+    let image = host.image("disk", 512);
+    open_flags(&daemon, minor, &aio(&image), Flags::default()).unwrap();
+    assert_eq!(connect(&host, &daemon, minor).size, 512);
+}
+
+#[test]
+fn a_disk_in_memory_forgets_at_close() {
+    let host = Host::new();
+    let image = host.image_of("disk", &[0xaa; 8192]);
+    let name = format!("ram:{}", image.display());
+    let daemon = host.daemon(&[]);
+    let minor = host.attach(&daemon);
+    for _ in 0..2 {
+        open_flags(&daemon, minor, &name, Flags::default()).unwrap();
+        let mut client = connect(&host, &daemon, minor);
+        assert_eq!(client.read(512, 512).unwrap(), Ok(vec![0xaa; 512]));
+        assert_eq!(client.write(512, &[0xbb; 512]).unwrap(), 0);
+        assert_eq!(client.flush().unwrap(), 0);
+        assert_eq!(client.read(512, 512).unwrap(), Ok(vec![0xbb; 512]));
+        daemon.client.close(minor, false, None).unwrap();
+    }
+    assert_eq!(std::fs::read(&image).unwrap(), [0xaa; 8192]);
+}
+
+#[test]
+fn a_disk_without_storage_has_the_size_of_its_name() {
+    let host = Host::new();
+    let daemon = host.daemon(&[]);
+    let minor = host.attach(&daemon);
+    for (name, size) in
+        [("null:", 1 << 30), ("null:512", 512), ("null:64M", 64 << 20), ("null:2T", 2 << 40)]
+    {
+        open_flags(&daemon, minor, name, Flags::default()).unwrap();
+        let mut client = connect(&host, &daemon, minor);
+        assert_eq!(client.size, size, "{name}");
+        assert_eq!(client.write(size - 512, &[1; 512]).unwrap(), 0);
+        assert_eq!(client.read(size - 512, 512).unwrap(), Ok(vec![0; 512]));
+        daemon.client.close(minor, false, None).unwrap();
+    }
+}
+
+/// A loop device, with sectors of this size; detached when this is dropped.
+struct Loop {
+    host: Host,
+    device: PathBuf,
+}
+
+impl Loop {
+    fn new(sector: &str) -> Option<Self> {
+        if !has_program("losetup") {
+            return None;
+        }
+        let host = Host::new();
+        let file = host.image("backing", 1 << 20);
+        let file = file.to_str().unwrap();
+        let ran = host.run("losetup", &["--find", "--show", "--sector-size", sector, file]);
+        if ran.status != 0 {
+            skip(&format!("no loop device with sectors of {sector}: {}", ran.stderr.trim()));
+            return None;
+        }
+        Some(Self { device: PathBuf::from(ran.stdout.trim()), host })
+    }
+}
+
+impl Drop for Loop {
+    fn drop(&mut self) {
+        let _ = self.host.run("losetup", &["--detach".as_ref(), self.device.as_os_str()]);
+    }
+}
+
+#[test]
+fn a_block_device_gives_the_disk_its_sectors() {
+    for sector in ["512", "4096"] {
+        let Some(device) = Loop::new(sector) else { return };
+        let host = &device.host;
+        let daemon = host.daemon(&[]);
+        let (minor, _) = host.serve(&daemon, &aio(&device.device));
+        let info = daemon.client.info(minor).unwrap();
+        assert_eq!((info.sectors, info.sector_size), (2048, sector.parse().unwrap()));
+        let mut client = connect(host, &daemon, minor);
+        assert_eq!(client.size, 1 << 20);
+        assert_eq!(client.write(8192, &[7; 4096]).unwrap(), 0);
+        assert_eq!(client.flush().unwrap(), 0);
+        assert_eq!(client.read(8192, 4096).unwrap(), Ok(vec![7; 4096]));
+        daemon.client.close(minor, false, None).unwrap();
+        assert_eq!(Host::read(&device.device, 8192, 4096), [7; 4096]);
+    }
+}
+
+/// A small file system of its own, taken away when this is dropped.
+struct Small {
+    host: Host,
+    mount: PathBuf,
+}
+
+impl Small {
+    fn new() -> Option<Self> {
+        let host = Host::new();
+        let mount = host.path("small");
+        std::fs::create_dir(&mount).unwrap();
+        let target = mount.to_str().unwrap();
+        if !has_program("mount") {
+            return None;
+        }
+        let ran = host.run("mount", &["-t", "tmpfs", "-o", "size=1m", "tmpfs", target]);
+        if ran.status != 0 {
+            skip(&format!("no file system can be mounted: {}", ran.stderr.trim()));
+            return None;
+        }
+        Some(Self { host, mount })
+    }
+}
+
+impl Drop for Small {
+    fn drop(&mut self) {
+        let _ = self.host.run("umount", &["-l".as_ref(), self.mount.as_os_str()]);
+    }
+}
+
+#[test]
+fn a_full_file_system_is_told_at_once_and_written_to_when_there_is_room_again() {
+    for engine in ["aio", "io_uring", "sync"] {
+        let Some(small) = Small::new() else { return };
+        let image = small.mount.join("disk");
+        std::fs::File::create(&image).unwrap().set_len(8 << 20).unwrap();
+        let ballast = small.mount.join("ballast");
+        std::fs::write(&ballast, vec![1; 512 << 10]).unwrap();
+        let host = &small.host;
+        let daemon = host.daemon(&["--queue", engine]);
+        let (minor, _) = host.serve(&daemon, &aio(&image));
+        let mut client = connect(host, &daemon, minor);
+        let block = vec![5; 64 << 10];
+        let full = (0..128_u64).find_map(|number| {
+            let error = client.write(number * (64 << 10), &block).unwrap();
+            (error != 0).then_some((number, error))
+        });
+        let (number, error) = full.expect("8 MiB do not fit into 1");
+        assert_eq!(error, NBD_ENOSPC, "{engine}");
+        assert!(number > 0, "there was room for some");
+        // What was there before still reads, and once there is room the same write succeeds.
+        assert_eq!(client.read(0, 512).unwrap(), Ok(vec![5; 512]));
+        std::fs::remove_file(&ballast).unwrap();
+        assert_eq!(client.write(number * (64 << 10), &block).unwrap(), 0, "{engine}");
+        assert_eq!(client.flush().unwrap(), 0);
+        daemon.client.close(minor, false, None).unwrap();
+        let mut found = vec![0; 64 << 10];
+        let file = std::fs::File::open(&image).unwrap();
+        file.read_exact_at(&mut found, number * (64 << 10)).unwrap();
+        assert_eq!(found, block);
+    }
+}
+
+/// A disk whose storage fails as the layer says.
+fn failing(layer: &str) -> (Host, Daemon, NbdClient) {
+    let host = Host::new();
+    let image = host.image("disk", 1 << 20);
+    let daemon = host.daemon(&["--layer", layer]);
+    let (minor, _) = host.serve(&daemon, &aio(&image));
+    let client = connect(&host, &daemon, minor);
+    (host, daemon, client)
+}
+
+fn stats(host: &Host, daemon: &Daemon) -> Value {
+    let pid = daemon.pid.to_string();
+    let text = host.tap_ctl(&["stats", "-p", &pid, "-m", "0", "--json"]).expect_success();
+    serde_json::from_str(&text).unwrap()
+}
+
+#[test]
+fn a_failure_that_passes_is_hidden_from_the_client() {
+    for errno in ["EAGAIN", "EBUSY"] {
+        let (host, daemon, mut client) = failing(&format!("fault:op=write,count=1,errno={errno}"));
+        assert_eq!(client.write(4096, &[9; 512]).unwrap(), 0, "{errno}");
+        assert_eq!(client.read(4096, 512).unwrap(), Ok(vec![9; 512]));
+        let stats = stats(&host, &daemon);
+        assert!(stats["retries"].as_u64().is_some_and(|retries| retries >= 1), "{stats}");
+    }
+}
+
+#[test]
+fn a_failure_that_stays_is_told_once_and_the_disk_serves_on() {
+    for (errno, wanted) in [("EIO", NBD_EIO), ("ENOSPC", NBD_ENOSPC)] {
+        let (host, daemon, mut client) = failing(&format!("fault:op=write,count=2,errno={errno}"));
+        assert_eq!(client.write(0, &[1; 512]).unwrap(), wanted);
+        assert_eq!(client.write(0, &[1; 512]).unwrap(), wanted);
+        assert_eq!(client.write(0, &[2; 512]).unwrap(), 0);
+        assert_eq!(client.read(0, 512).unwrap(), Ok(vec![2; 512]));
+        // The page is written after the answers of a turn went out.
+        let page = host.paths().statistics(daemon.pid, 0);
+        wait_until("both are counted", || {
+            Statistics::read(&page).unwrap().get(Counter::IoErrors) == 2
+        });
+    }
+}
+
+#[test]
+fn a_flush_that_fails_is_told() {
+    let (_host, _daemon, mut client) = failing("fault:op=flush,count=1,errno=EIO");
+    assert_eq!(client.write(0, &[1; 512]).unwrap(), 0);
+    assert_eq!(client.flush().unwrap(), NBD_EIO);
+    assert_eq!(client.flush().unwrap(), 0);
+}
+
+#[test]
+fn the_integrity_layer_agrees_with_fio() {
+    if !has_program("fio") {
+        return;
+    }
+    for engine in ["aio", "io_uring"] {
+        let host = Host::new();
+        let image = host.image("disk", 16 << 20);
+        let daemon = host.daemon(&["--queue", engine, "--layer", "integrity"]);
+        let (_, socket) = host.serve(&daemon, &aio(&image));
+        let list = host.run("fio", &["--enghelp"]).expect_success();
+        if !list.split_whitespace().any(|name| name == "nbd") {
+            return skip("this fio has no nbd engine");
+        }
+        let uri = format!("--uri=nbd+unix:///?socket={}", socket.display());
+        let job = ["--name=integrity", "--ioengine=nbd", &uri, "--rw=randrw", "--bsrange=512-64k"];
+        let more = ["--iodepth=32", "--size=16m", "--verify=crc32c", "--verify_fatal=1"];
+        let arguments = [&job[..], &more, &["--randseed=5", "--fallocate=none"]].concat();
+        host.run("fio", &arguments).expect_success();
+    }
+}
+
+#[test]
+fn the_integrity_layer_notices_a_change_behind_its_back() {
+    let host = Host::new();
+    let image = host.image("disk", 1 << 20);
+    let daemon = host.daemon(&["--layer", "integrity"]);
+    let (minor, _) = host.serve(&daemon, &aio(&image));
+    let mut client = connect(&host, &daemon, minor);
+    assert_eq!(client.write(4096, &[1; 4096]).unwrap(), 0);
+    assert_eq!(client.flush().unwrap(), 0);
+    let file = std::fs::OpenOptions::new().write(true).open(&image).unwrap();
+    file.write_all_at(&[2; 512], 4608).unwrap();
+    file.sync_all().unwrap();
+    assert_eq!(client.read(4096, 512).unwrap(), Ok(vec![1; 512]));
+    assert!(client.read(4608, 512).unwrap().is_err());
+}
