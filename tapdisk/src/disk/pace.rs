@@ -15,6 +15,13 @@ use std::time::Duration;
 /// the thousands of a second, and large against chance.
 const LONE_STREAK: u32 = 16;
 
+/// A request that did not come alone takes so many off the streak: in a long one, the first of them is
+/// taken for a chance (the client was quicker than the loop for once), the second is not.
+const LONE_LOSS: u32 = 16;
+
+/// No streak counts for more than this.
+const LONE_STREAK_MAX: u32 = LONE_STREAK + LONE_LOSS;
+
 /// A wait shorter than this did not sleep: something was there already. Sleeping and waking costs more.
 const LONE_WAIT: Duration = Duration::from_micros(3);
 
@@ -52,8 +59,12 @@ impl Pace {
             return false;
         }
         let alone = pulled == 1 && in_flight == 0 && self.slept;
-        self.lone_streak = if alone { (self.lone_streak + 1).min(LONE_STREAK) } else { 0 };
-        self.lone_streak == LONE_STREAK
+        self.lone_streak = if alone {
+            (self.lone_streak + 1).min(LONE_STREAK_MAX)
+        } else {
+            self.lone_streak.saturating_sub(LONE_LOSS)
+        };
+        pulled == 1 && in_flight == 0 && self.lone_streak >= LONE_STREAK
     }
 
     /// How many completions to wait for in the queue before looking at anything else; `None`: do not.
@@ -95,20 +106,28 @@ mod tests {
     }
 
     #[test]
-    fn a_second_request_in_flight_ends_it() {
+    fn two_requests_in_flight_end_it() {
         let lone = || {
-            let mut pace = Pace { lone_streak: LONE_STREAK, ..Pace::default() };
+            let mut pace = Pace { lone_streak: LONE_STREAK_MAX, ..Pace::default() };
             pace.waited(LONG);
             pace
         };
-        assert!(lone().pulled(1, 0));
-        assert!(!lone().pulled(2, 0));
-        assert!(!lone().pulled(1, 1));
+        for (pulled, in_flight) in [(2, 0), (1, 1)] {
+            let mut pace = lone();
+            assert!(!pace.pulled(pulled, in_flight));
+            pace.waited(LONG);
+            assert!(pace.pulled(1, 0), "once may be chance");
+            assert!(!pace.pulled(pulled, in_flight));
+            for _ in 0..LONE_STREAK - 2 {
+                pace.waited(LONG);
+                assert!(!pace.pulled(1, 0), "the streak begins anew");
+            }
+        }
         let mut waiting_already = lone();
-        waiting_already.waited(Duration::from_micros(1));
-        assert!(!waiting_already.pulled(1, 0));
-        waiting_already.waited(LONG);
-        assert!(!waiting_already.pulled(1, 0), "the streak begins anew");
+        for may_run in [true, false, false] {
+            waiting_already.waited(Duration::from_micros(1));
+            assert_eq!(waiting_already.pulled(1, 0), may_run);
+        }
     }
 
     #[test]
