@@ -103,6 +103,8 @@ pub(super) struct Client {
     /// How many bytes of the stream nobody wants.
     pub(super) drain: u32,
     pub(super) partial: Option<Partial>,
+    /// The last write was a large one; likely the next is too.
+    pub(super) writes_large: bool,
     pub(super) slots: Slots,
     /// Requests that were started and not answered.
     pub(super) running: u16,
@@ -136,6 +138,7 @@ impl Client {
             end: 0,
             drain: 0,
             partial: None,
+            writes_large: false,
             slots: Slots::new(config.requests_per_client),
             running: 0,
             held: 0,
@@ -158,6 +161,7 @@ impl Client {
         self.features = Features::default();
         (self.start, self.end, self.drain, self.held) = (0, 0, 0, 0);
         self.partial = None;
+        self.writes_large = false;
         // What came before the registration is not announced.
         self.readable = true;
         self.writable = true;

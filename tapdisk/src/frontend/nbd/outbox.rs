@@ -83,6 +83,7 @@ impl Outbox {
     ///
     /// # Panics
     /// When there are more than one for each slot and one for the handshake.
+    #[inline]
     pub(super) fn push(&mut self, slot: u16, header: &[u8], data: Segment, memory: &mut Memory) {
         assert!(self.count < self.entries.len(), "a slot has one reply");
         let header = self.cell(header, memory);
@@ -133,17 +134,18 @@ impl Outbox {
             assert!(self.sent == 0, "no more is sent than was queued");
             return None;
         }
-        let entry = self.entries[self.first];
-        if self.sent < entry.len() {
+        let entry = &self.entries[self.first];
+        let (slot, len) = (entry.slot, entry.len());
+        if self.sent < len {
             return None;
         }
-        self.sent -= entry.len();
+        self.sent -= len;
         self.first += 1;
         if self.first == self.entries.len() {
             self.first = 0;
         }
         self.count -= 1;
-        Some(entry.slot)
+        Some(slot)
     }
 }
 
@@ -158,6 +160,7 @@ struct List<'a> {
 
 impl List<'_> {
     /// Appends what is left of a segment; `false` when the list is full.
+    #[inline]
     fn add(&mut self, mut part: Segment) -> bool {
         if self.skip > 0 {
             let gone = part.len.min(self.skip);

@@ -17,6 +17,10 @@ use crate::memory::{Memory, Segment};
 use crate::request::{Answer, Op, Request, Segments, Token};
 use crate::status::Status;
 
+/// From this length on, in bytes, payload is better received where it belongs than copied there: a copy
+/// of this costs about as much as a receive.
+const LARGE_WRITE: u32 = 16 << 10;
+
 /// How many requests one client takes before the next client has its turn.
 const REQUESTS_PER_TURN: u32 = 16;
 
@@ -79,7 +83,9 @@ impl Client {
         intake: &mut dyn Intake,
     ) -> Result<Taken, Gone> {
         loop {
-            self.skip_drain();
+            if self.drain > 0 {
+                self.skip_drain();
+            }
             if !self.has_next(intake.memory()) {
                 return Ok(Taken::All);
             }
@@ -118,6 +124,7 @@ impl Client {
     }
 
     /// Whether there is a request, or the last of one's payload.
+    #[inline]
     fn has_next(&mut self, memory: &mut Memory) -> bool {
         let staged = self.end - self.start;
         let Some(partial) = &mut self.partial else {
@@ -168,6 +175,7 @@ impl Client {
         let range = (raw.cookie, raw.offset, raw.len);
         let slot = self.slots.take(State::Receiving, command, range, buffer);
         if command.op == Op::Write {
+            self.writes_large = raw.len >= LARGE_WRITE;
             self.partial = Some(Partial { slot, buffer, received: 0 });
         } else {
             self.start_slot(slot, shared, intake);
@@ -194,6 +202,7 @@ impl Client {
         self.outbox.push(slot, header.as_slice(), Segment::EMPTY, intake.memory());
     }
 
+    #[inline]
     fn start_slot(&mut self, index: u16, shared: &mut Shared, intake: &mut dyn Intake) {
         let slot = self.slots.get(index);
         slot.state = State::Running;

@@ -84,6 +84,7 @@ impl Shared {
 
     /// A buffer for a request. Who does not get one is served before everybody else, so that a large
     /// request is not starved by small ones.
+    #[inline]
     pub(super) fn allocate(&mut self, client: u16, bytes: u32, memory: &mut Memory) -> Grant {
         if self.waiter.is_some_and(|waiter| waiter.client != client) {
             return Grant::Wait;
@@ -115,6 +116,7 @@ impl Shared {
     }
 
     /// Takes a request's buffer back, if it had one.
+    #[inline]
     pub(super) fn free(&mut self, buffer: Segment, memory: &mut Memory) {
         if buffer.len == 0 {
             return;

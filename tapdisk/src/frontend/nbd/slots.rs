@@ -119,6 +119,7 @@ impl Slots {
     ///
     /// # Panics
     /// When there is none.
+    #[inline]
     pub(super) fn take(
         &mut self,
         state: State,
@@ -136,6 +137,7 @@ impl Slots {
     }
 
     /// Makes a slot free and returns what was its buffer.
+    #[inline]
     pub(super) fn free(&mut self, index: u16) -> Segment {
         let slot = &mut self.table[usize::from(index)];
         assert!(slot.state != State::Free, "slot {index} is in use");
@@ -146,6 +148,7 @@ impl Slots {
         std::mem::replace(&mut slot.buffer, Segment::EMPTY)
     }
 
+    #[inline]
     pub(super) fn get(&mut self, index: u16) -> &mut Slot {
         &mut self.table[usize::from(index)]
     }

@@ -14,6 +14,10 @@ use super::client::{Client, Gone, Phase};
 use super::shared::Shared;
 use crate::memory::{Memory, Segment};
 
+/// What is received beyond the end of a large write: some requests without data, or the start of one
+/// with. Arbitrary, but small against what it saves copying.
+const LARGE_WRITE_STAGING: u32 = 2048;
+
 impl Client {
     /// Drops what nobody wants of the bytes that are here.
     pub(super) fn skip_drain(&mut self) {
@@ -39,7 +43,7 @@ impl Client {
             }
             (self.start, self.end) = (0, left);
         }
-        let free = self.staging.part(self.end, self.staging.len - self.end);
+        let free = self.staging.part(self.end, self.staging_room());
         let rest = self.partial.map_or(Segment::EMPTY, |partial| {
             assert!(self.end == 0, "payload in the staging buffer goes first");
             partial.buffer.part(partial.received, partial.buffer.len - partial.received)
@@ -79,6 +83,14 @@ impl Client {
         };
         let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
         recv(stream.as_raw_fd(), &mut [0], flags) == Ok(0)
+    }
+
+    /// How much may be received behind what is in the staging buffer. Behind large writes only a little:
+    /// payload that comes with its request is copied from there, the rest of it comes straight into the
+    /// request's buffer.
+    fn staging_room(&self) -> u32 {
+        let room = self.staging.len - self.end;
+        if self.writes_large { room.min(LARGE_WRITE_STAGING) } else { room }
     }
 
     /// Sends what is queued, as far as the socket takes it; closes when that was the last of it.

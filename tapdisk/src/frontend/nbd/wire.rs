@@ -80,6 +80,7 @@ pub(super) struct RawRequest {
 
 impl RawRequest {
     /// Splits the bytes up; `None` when they do not start with the magic: the stream is out of step.
+    #[inline]
     pub(super) fn parse(bytes: &[u8; REQUEST_BYTES as usize]) -> Option<Self> {
         let (magic, rest) = bytes.split_first_chunk::<4>()?;
         let (flags, rest) = rest.split_first_chunk::<2>()?;
@@ -129,6 +130,7 @@ pub(super) enum Verdict {
 }
 
 /// Checks one request, all that can be known without the disk.
+#[inline]
 pub(super) fn judge(raw: &RawRequest, features: Features, payload_bytes_max: u32) -> Verdict {
     let (op, flags_known) = match raw.kind {
         READ if features.structured => (Op::Read, FLAG_FUA | FLAG_DF),
@@ -165,6 +167,7 @@ pub(super) fn judge(raw: &RawRequest, features: Features, payload_bytes_max: u32
 }
 
 /// Why a request of a known command with flags of its own cannot be done, if so.
+#[inline]
 fn refusal(op: Op, raw: &RawRequest, features: Features, payload_bytes_max: u32) -> Option<Errno> {
     let has_range = op != Op::Flush;
     if has_range == (raw.len == 0) {
@@ -194,6 +197,7 @@ pub(super) struct Header {
 
 impl Header {
     /// A simple reply.
+    #[inline]
     pub(super) fn simple(cookie: u64, status: Status) -> Self {
         let mut header = Self::empty();
         header.put(SIMPLE_MAGIC.to_be_bytes());
@@ -203,6 +207,7 @@ impl Header {
     }
 
     /// The one chunk of a successful structured read; `len` bytes of data follow.
+    #[inline]
     pub(super) fn data(cookie: u64, offset: u64, len: u32) -> Self {
         let mut header = Self::chunk(cookie, CHUNK_OFFSET_DATA, len.saturating_add(8));
         header.put(offset.to_be_bytes());
