@@ -77,19 +77,18 @@ impl Pages {
 
     /// Copies out the entry of request `index`, each of its bytes once.
     pub(crate) fn entry(&self, index: u32) -> [u8; ENTRY_SIZE] {
-        let base = entry_offset(index);
+        let words = self.entry_words(index);
         let mut copy = [0; ENTRY_SIZE];
-        for (number, bytes) in copy.as_chunks_mut::<8>().0.iter_mut().enumerate() {
-            *bytes = self.word64(base + 8 * number).load(Ordering::Relaxed).to_ne_bytes();
+        for (bytes, word) in copy.as_chunks_mut::<8>().0.iter_mut().zip(words) {
+            *bytes = word.load(Ordering::Relaxed).to_ne_bytes();
         }
         copy
     }
 
     /// Writes response `index`: 16 bytes as two words.
     pub(crate) fn write_response(&self, index: u32, words: [u64; 2]) {
-        let base = entry_offset(index);
-        for (number, word) in words.into_iter().enumerate() {
-            self.word64(base + 8 * number).store(word, Ordering::Relaxed);
+        for (place, word) in self.entry_words(index).iter().zip(words) {
+            place.store(word, Ordering::Relaxed);
         }
     }
 
@@ -130,6 +129,7 @@ impl Pages {
     }
 
     /// The address of `len` bytes at `offset` of the mapping.
+    #[inline]
     fn address(&self, offset: usize, len: usize) -> *mut u8 {
         let end = offset.checked_add(len);
         assert!(
@@ -147,12 +147,16 @@ impl Pages {
         unsafe { AtomicU32::from_ptr(address) }
     }
 
-    fn word64(&self, offset: usize) -> &AtomicU64 {
-        assert!(offset.is_multiple_of(8));
-        let address = self.address(offset, 8).cast();
-        // SAFETY: as in `word32`. Entries are accessed as 64-bit words only, the header (below byte
-        // 64) as 32-bit words and one byte; only a hostile simulated kernel mixes them.
-        unsafe { AtomicU64::from_ptr(address) }
+    /// The words of an entry.
+    #[inline]
+    fn entry_words(&self, index: u32) -> &[AtomicU64; ENTRY_SIZE / 8] {
+        let offset = offset_of!(RingPage, entries) + (index % RING_ENTRIES) as usize * ENTRY_SIZE;
+        let address: *const [AtomicU64; ENTRY_SIZE / 8] = self.address(offset, ENTRY_SIZE).cast();
+        // SAFETY: inside the mapping (`address` checks), which lives as long as `self`; aligned,
+        // since the mapping starts on a page and entries on multiples of 8 (asserted below); an
+        // AtomicU64 is laid out as a u64. Entries are accessed as 64-bit words only, the header
+        // (below byte 64) as 32-bit words and one byte; only a hostile simulated kernel mixes them.
+        unsafe { &*address }
     }
 }
 
@@ -161,16 +165,15 @@ impl Pages {
 impl Pages {
     /// Writes the entry of request `index`.
     pub(crate) fn write_entry(&self, index: u32, words: &[u64; ENTRY_SIZE / 8]) {
-        let base = entry_offset(index);
-        for (number, word) in words.iter().enumerate() {
-            self.word64(base + 8 * number).store(*word, Ordering::Relaxed);
+        for (place, word) in self.entry_words(index).iter().zip(words) {
+            place.store(*word, Ordering::Relaxed);
         }
     }
 
     /// Reads response `index`.
     pub(crate) fn response(&self, index: u32) -> [u64; 2] {
-        let base = entry_offset(index);
-        [0, 8].map(|offset| self.word64(base + offset).load(Ordering::Relaxed))
+        let [id, tail, ..] = self.entry_words(index);
+        [id, tail].map(|word| word.load(Ordering::Relaxed))
     }
 
     /// Writes one word of the ring's page, aligned to 4 bytes.
@@ -195,9 +198,8 @@ impl Pages {
     }
 }
 
-fn entry_offset(index: u32) -> usize {
-    offset_of!(RingPage, entries) + (index % RING_ENTRIES) as usize * ENTRY_SIZE
-}
+const _: () =
+    assert!(offset_of!(RingPage, entries).is_multiple_of(8) && ENTRY_SIZE.is_multiple_of(8));
 
 impl Drop for Pages {
     fn drop(&mut self) {

@@ -138,10 +138,13 @@ impl SimRing {
         self.kernel.end_after(State::unmapped);
     }
 
+    /// Not inlined, nor are its like: a profile tells the simulation from the server.
+    #[inline(never)]
     pub(crate) fn poll(&self) -> bool {
         self.kernel.poll()
     }
 
+    #[inline(never)]
     pub(crate) fn respond(&self) -> io::Result<()> {
         Ok(self.kernel.respond()?)
     }
