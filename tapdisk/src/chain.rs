@@ -36,8 +36,8 @@ pub struct Advanced {
 /// Layers and images of one open disk.
 pub struct Chain {
     layers: Vec<Box<dyn Layer>>,
-    /// Leaf first.
-    images: Vec<Box<dyn Image>>,
+    /// Leaf first, each with its size in bytes.
+    images: Vec<(Box<dyn Image>, u64)>,
 }
 
 impl std::fmt::Debug for Chain {
@@ -52,7 +52,11 @@ impl Chain {
     #[must_use]
     pub fn new(layers: Vec<Box<dyn Layer>>, images: Vec<Box<dyn Image>>) -> Self {
         assert!(!images.is_empty(), "a chain has a leaf");
-        Self { layers, images }
+        let sized = |image: Box<dyn Image>| {
+            let size = image.info().size;
+            (image, size)
+        };
+        Self { layers, images: images.into_iter().map(sized).collect() }
     }
 
     /// The leaf's facts: the disk's.
@@ -68,11 +72,12 @@ impl Chain {
     }
 
     fn leaf(&self) -> &dyn Image {
-        self.images.first().expect("a chain has a leaf").as_ref()
+        self.images.first().expect("a chain has a leaf").0.as_ref()
     }
 
     /// Asks the layers, top first. A verdict other than `Pass` ends the request here, and those layers
     /// that passed it see its end.
+    #[inline]
     pub fn admit(&mut self, slot: usize, request: &Request, memory: &mut Memory) -> Verdict {
         for index in 0..self.layers.len() {
             let verdict = self.layers[index].before(slot, request, memory);
@@ -90,6 +95,7 @@ impl Chain {
     }
 
     /// All of a request is done: the layers see it, bottom first.
+    #[inline]
     pub fn finish(
         &mut self,
         slot: usize,
@@ -100,11 +106,15 @@ impl Chain {
         if status != Status::Done {
             path.counters.image_failed(0, request.op, request.len);
         }
-        let layers = self.layers.iter_mut().rev();
-        layers.fold(status, |status, layer| layer.after(slot, request, status, path.memory))
+        let mut status = status;
+        for layer in self.layers.iter_mut().rev() {
+            status = layer.after(slot, request, status, path.memory);
+        }
+        status
     }
 
     /// Maps the request from byte `cursor` on and pushes I/O until it is all mapped or the queue is full.
+    #[inline(always)]
     pub fn advance(
         &mut self,
         tag: Tag,
@@ -121,9 +131,14 @@ impl Chain {
             let from = state.cursor;
             match mapping {
                 Mapping::Data { file, offset, len } => {
-                    let part = part_of(request, from, len);
+                    let part;
+                    let segments = if from == 0 && len == request.len {
+                        request.segments.as_slice()
+                    } else {
+                        part = part_of(request, from, len);
+                        part.as_slice()
+                    };
                     let op = io_op(request);
-                    let segments = part.as_slice();
                     path.queue.push(path.memory, &Io { tag, op, file, offset, len, segments });
                     state.pushed += 1;
                     state.cursor += len;
@@ -133,9 +148,7 @@ impl Chain {
                         state.extent = Some(Extent { len, kind: ExtentKind::Hole });
                     }
                     if request.op == Op::Read {
-                        for segment in part_of(request, from, len).as_slice() {
-                            path.memory.zero(*segment);
-                        }
+                        zero(request, from, len, path.memory);
                     }
                     state.cursor += len;
                 }
@@ -150,11 +163,12 @@ impl Chain {
     }
 
     /// The first image, from the leaf, that knows where the rest of the request starts, and where.
+    #[inline(always)]
     fn map(&mut self, request: &Request, cursor: u64) -> (usize, Mapping) {
         let (offset, mut len) = (request.offset + cursor, request.len - cursor);
         let last = self.images.len() - 1;
-        for (index, image) in self.images.iter_mut().enumerate() {
-            let inside = image.info().size.saturating_sub(offset);
+        for (index, (image, size)) in self.images.iter_mut().enumerate() {
+            let inside = size.saturating_sub(offset);
             if inside == 0 {
                 continue;
             }
@@ -180,7 +194,8 @@ impl Chain {
     /// # Errors
     /// When what was written could not be made durable.
     pub fn close(self, queue: &mut Queue) -> Result<(), DiskError> {
-        let results: Vec<_> = self.images.into_iter().map(|image| image.close(queue)).collect();
+        let results: Vec<_> =
+            self.images.into_iter().map(|(image, _)| image.close(queue)).collect();
         results.into_iter().collect()
     }
 
@@ -192,7 +207,7 @@ impl Chain {
         for layer in &self.layers {
             writeln!(out, "  layer {}", layer.name())?;
         }
-        for image in &self.images {
+        for (image, _) in &self.images {
             let ImageInfo { size, sector_size } = image.info();
             writeln!(out, "  image {size} bytes, sectors of {sector_size}")?;
         }
@@ -212,13 +227,20 @@ fn io_op(request: &Request) -> IoOp {
     }
 }
 
-/// The memory of `len` bytes of a request from byte `from` on; none for operations without data.
+/// Fills `len` bytes of a read from byte `from` on with zeros.
+#[inline]
+fn zero(request: &Request, from: u64, len: u64, memory: &mut Memory) {
+    if from == 0 && len == request.len {
+        request.segments.as_slice().iter().for_each(|segment| memory.zero(*segment));
+    } else {
+        part_of(request, from, len).as_slice().iter().for_each(|segment| memory.zero(*segment));
+    }
+}
+
+/// The memory of `len` bytes of a request from byte `from` on; none of one without data.
 fn part_of(request: &Request, from: u64, len: u64) -> Segments {
     if !request.op.has_data() {
         return Segments::NONE;
-    }
-    if from == 0 && len == request.len {
-        return request.segments;
     }
     let mut part = Segments::NONE;
     let (mut skip, mut left) = (from, len);

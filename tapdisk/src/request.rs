@@ -57,16 +57,32 @@ impl Segments {
 
     /// One piece.
     #[must_use]
+    #[inline]
     pub fn one(segment: Segment) -> Self {
         let mut segments = Self::NONE;
-        segments.push(segment);
+        segments.items[0] = segment;
+        segments.count = 1;
         segments
+    }
+
+    /// Takes on the pieces of another one; what is behind them stays, unused.
+    #[inline]
+    fn set(&mut self, other: &Self) {
+        let pieces = other.as_slice();
+        // The first by itself: mostly it is the only one.
+        if let [one] = pieces {
+            self.items[0] = *one;
+        } else {
+            self.items[..pieces.len()].copy_from_slice(pieces);
+        }
+        self.count = other.count;
     }
 
     /// Appends a piece; joins it to the last one when that ends where this begins.
     ///
     /// # Panics
     /// When there are [`SEGMENTS_MAX`] pieces already: the door checks the count before.
+    #[inline]
     pub fn push(&mut self, segment: Segment) {
         let count = usize::from(self.count);
         if let Some(last) = count.checked_sub(1).and_then(|index| self.items.get_mut(index))
@@ -83,12 +99,14 @@ impl Segments {
 
     /// The pieces.
     #[must_use]
+    #[inline]
     pub fn as_slice(&self) -> &[Segment] {
         &self.items[..usize::from(self.count)]
     }
 
     /// The sum of the lengths, in bytes.
     #[must_use]
+    #[inline]
     pub fn bytes(&self) -> u64 {
         self.as_slice().iter().map(|segment| u64::from(segment.len)).sum()
     }
@@ -120,6 +138,22 @@ pub struct Request {
     pub len: u64,
     /// Where the data is or goes.
     pub segments: Segments,
+}
+
+impl Request {
+    /// Becomes a copy of another one. Cheaper than the whole of it: most requests have one piece of
+    /// memory, and all have room for eleven.
+    #[inline]
+    pub fn set(&mut self, other: &Self) {
+        let Self { token, op, fua, may_punch, offset, len, ref segments } = *other;
+        self.token = token;
+        self.op = op;
+        self.fua = fua;
+        self.may_punch = may_punch;
+        self.offset = offset;
+        self.len = len;
+        self.segments.set(segments);
+    }
 }
 
 /// What a part of the disk holds.

@@ -17,6 +17,13 @@ impl Now {
         Self(self.0.saturating_add(nanoseconds))
     }
 
+    /// How much later this is than `earlier`, in whole microseconds; zero when it is not.
+    #[must_use]
+    #[inline]
+    pub fn microseconds_since(self, earlier: Self) -> u64 {
+        self.0.saturating_sub(earlier.0) / 1000
+    }
+
     /// How much later this is than `earlier`; zero when it is not.
     #[must_use]
     pub fn since(self, earlier: Self) -> Duration {

@@ -60,6 +60,7 @@ impl Segment {
     /// # Panics
     /// When the part is not inside.
     #[must_use]
+    #[inline]
     pub fn part(self, offset: u32, len: u32) -> Self {
         let end = offset.checked_add(len).expect("lengths of segments are small");
         assert!(end <= self.len, "part {offset}+{len} of a segment of {} bytes", self.len);
@@ -149,6 +150,7 @@ impl Memory {
     ///
     /// # Panics
     /// When it is not inside its region: our own error, a door checks what it takes from outside.
+    #[inline]
     fn address(&self, segment: Segment) -> *mut u8 {
         let region = match segment.region {
             RegionId::Arena => self.arena,
@@ -167,11 +169,13 @@ impl Memory {
     }
 
     /// The segment as the kernel takes it.
+    #[inline]
     pub(crate) fn iovec(&self, segment: Segment) -> libc::iovec {
         libc::iovec { iov_base: self.address(segment).cast(), iov_len: segment.len as usize }
     }
 
     /// Fills it with zeros.
+    #[inline]
     pub fn zero(&mut self, segment: Segment) {
         let base = self.address(segment);
         // SAFETY: `address` checked that len bytes from base are inside one mapping; writes of bytes
@@ -183,6 +187,7 @@ impl Memory {
     ///
     /// # Panics
     /// When there are more bytes than it holds.
+    #[inline]
     pub fn copy_in(&mut self, segment: Segment, bytes: &[u8]) {
         let len = u32::try_from(bytes.len()).expect("segments are below 4 GiB");
         let base = self.address(segment.part(0, len));
@@ -195,6 +200,7 @@ impl Memory {
     ///
     /// # Panics
     /// When more bytes are wanted than it holds.
+    #[inline]
     pub fn copy_out(&self, segment: Segment, bytes: &mut [u8]) {
         let len = u32::try_from(bytes.len()).expect("segments are below 4 GiB");
         let base = self.address(segment.part(0, len));

@@ -346,7 +346,7 @@ impl Queue {
     /// When there is no room, or the I/O is malformed: no such file, more than [`SEGMENTS_MAX`]
     /// segments, a segment outside its region, a length that is zero or not the sum of the segments,
     /// or a range that ends past the largest offset of a file.
-    #[inline]
+    #[inline(always)]
     pub fn push(&mut self, memory: &Memory, io: &Io<'_>) {
         assert!(self.has_room(), "push without room");
         assert!(io.segments.len() <= SEGMENTS_MAX, "{} segments", io.segments.len());
@@ -374,6 +374,17 @@ impl Queue {
             each(completion);
         }
         count
+    }
+
+    /// Hands out what has ended at once, for somebody who has room for the whole capacity: `out` is
+    /// empty, and the queue keeps it for the next ones.
+    ///
+    /// # Panics
+    /// When `out` is not empty, or smaller than the capacity.
+    pub fn reap_into(&mut self, out: &mut Vec<Completion>) {
+        assert!(out.is_empty() && out.capacity() >= self.config.capacity, "{}", out.capacity());
+        self.collect();
+        std::mem::swap(&mut self.ready, out);
     }
 
     /// Takes results out of the engine and the helper thread, and settles them.

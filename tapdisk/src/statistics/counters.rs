@@ -5,9 +5,8 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
 
-use super::histogram::{AtomicHistogram, Histogram, microseconds};
+use super::histogram::{AtomicHistogram, Histogram};
 use super::page::PageValues;
 use crate::request::{Op, SECTOR_SIZE};
 
@@ -153,6 +152,7 @@ impl DiskCounters {
     }
 
     /// A request of `bytes` bytes was taken from a door.
+    #[inline]
     pub fn submitted(&mut self, op: Op, bytes: u64) {
         let counters = &self.shared.ops[index_of(op)];
         counters.submitted.add(1);
@@ -160,22 +160,22 @@ impl DiskCounters {
         self.shared.outstanding.add(1);
     }
 
-    /// A request was answered, `elapsed` after it was taken; not `ok`: with an error.
+    /// A request was answered, so many microseconds after it was taken; not `ok`: with an error.
     ///
     /// # Panics
     /// When none was outstanding.
-    pub fn completed(&mut self, op: Op, ok: bool, elapsed: Duration) {
+    #[inline]
+    pub fn completed(&mut self, op: Op, ok: bool, elapsed_us: u64) {
         let outstanding = self.shared.outstanding.get();
         assert!(outstanding > 0, "only a request that was taken is answered");
         self.shared.outstanding.set(outstanding - 1);
-        let us = microseconds(elapsed);
         let counters = &self.shared.ops[index_of(op)];
         counters.completed.add(1);
-        counters.ticks_us.add(us);
+        counters.ticks_us.add(elapsed_us);
         if !ok {
             counters.errors.add(1);
         }
-        self.shared.latency[OpClass::from(op) as usize].record(us);
+        self.shared.latency[OpClass::from(op) as usize].record(elapsed_us);
     }
 
     /// A request, or a part of one, is tried again.
@@ -185,6 +185,7 @@ impl DiskCounters {
 
     /// The image at `layer` (0 is the leaf) served `bytes` bytes of a read or write. Other ops, and
     /// layers from [`LAYERS_MAX`] on, are not counted.
+    #[inline]
     pub fn image_hit(&mut self, layer: usize, op: Op, bytes: u64) {
         if let (Some(image), Some(direction)) = (self.shared.images.get(layer), direction(op)) {
             image.hits[direction].add(sectors(bytes));
@@ -344,7 +345,8 @@ pub struct ImageStats {
 mod tests {
     use super::*;
 
-    const MILLISECOND: Duration = Duration::from_millis(1);
+    /// In microseconds.
+    const MILLISECOND: u64 = 1000;
 
     #[test]
     fn a_request_is_outstanding_until_it_is_answered() {

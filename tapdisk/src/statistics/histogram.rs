@@ -52,6 +52,7 @@ impl AtomicHistogram {
     }
 
     /// Counts one value. By the one writer only: not a read-modify-write.
+    #[inline]
     pub(super) fn record(&self, us: u64) {
         let count = &self.counts[index_of(us)];
         count.store(count.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
@@ -149,7 +150,7 @@ impl Default for Histogram {
 }
 
 /// In whole microseconds, rounded down.
-pub(super) fn microseconds(duration: Duration) -> u64 {
+fn microseconds(duration: Duration) -> u64 {
     duration.as_secs().saturating_mul(1_000_000).saturating_add(u64::from(duration.subsec_micros()))
 }
 

@@ -9,7 +9,8 @@
 //!                    held              a layer keeps it for ever
 //! ```
 //!
-//! Lists are links in the table: taking, moving and freeing a slot allocates nothing.
+//! Lists are links in tables: taking, moving and freeing a slot allocates nothing. Those that run are
+//! only counted: they are found by their number, when their I/O ends.
 
 use crate::request::{Extent, Op, Request, Segments, Token};
 use crate::status::Status;
@@ -20,11 +21,11 @@ pub(super) type SlotIndex = u16;
 
 const NONE: SlotIndex = SlotIndex::MAX;
 
-/// Which list a slot is in, besides the list of changes.
+/// Where a slot is, besides the list of changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Place {
     Free,
-    /// Has I/O in the queue.
+    /// Has I/O in the queue. The one place without a list.
     Running,
     AwaitingRoom,
     AwaitingWrites,
@@ -35,12 +36,12 @@ pub(super) enum Place {
 
 const PLACES: usize = 7;
 
-/// A request in flight.
+/// A request in flight. Four cache lines each, and an index is a shift.
 #[derive(Clone, Copy, Debug)]
+#[repr(align(64))]
 pub(super) struct Slot {
     pub(super) request: Request,
     pub(super) door: u8,
-    place: Place,
     /// Told apart from earlier uses of the slot.
     pub(super) generation: u32,
     /// Bytes of the request that are mapped.
@@ -54,8 +55,6 @@ pub(super) struct Slot {
     pub(super) due: Now,
     /// The order in which requests came.
     pub(super) sequence: u64,
-    next: SlotIndex,
-    previous: SlotIndex,
     /// Links of the list of changes.
     newer: SlotIndex,
     older: SlotIndex,
@@ -71,6 +70,29 @@ const EMPTY: Request = Request {
     segments: Segments::NONE,
 };
 
+const FREE: Slot = Slot {
+    request: EMPTY,
+    door: 0,
+    generation: 0,
+    cursor: 0,
+    parts: 0,
+    status: Status::Done,
+    extent: None,
+    started: Now(0),
+    due: Now(0),
+    sequence: 0,
+    newer: NONE,
+    older: NONE,
+};
+
+/// The place of a slot, and its neighbours there.
+#[derive(Clone, Copy)]
+struct Link {
+    place: Place,
+    next: SlotIndex,
+    previous: SlotIndex,
+}
+
 #[derive(Clone, Copy)]
 struct Ends {
     head: SlotIndex,
@@ -83,6 +105,7 @@ const NO_ENDS: Ends = Ends { head: NONE, tail: NONE, count: 0 };
 /// The table.
 pub(super) struct Slots {
     slots: Box<[Slot]>,
+    links: Box<[Link]>,
     lists: [Ends; PLACES],
     /// Writes, trims and zeroings that are not answered, oldest first.
     changes: Ends,
@@ -92,39 +115,26 @@ pub(super) struct Slots {
 impl Slots {
     pub(super) fn new(count: u16) -> Self {
         assert!(count < NONE, "the last index means none");
-        let slot = Slot {
-            request: EMPTY,
-            door: 0,
-            place: Place::Free,
-            generation: 0,
-            cursor: 0,
-            parts: 0,
-            status: Status::Done,
-            extent: None,
-            started: Now(0),
-            due: Now(0),
-            sequence: 0,
-            next: NONE,
-            previous: NONE,
-            newer: NONE,
-            older: NONE,
-        };
+        let free = Link { place: Place::Free, next: NONE, previous: NONE };
         let mut slots = Self {
-            slots: vec![slot; usize::from(count)].into(),
+            slots: vec![FREE; usize::from(count)].into(),
+            links: vec![free; usize::from(count)].into(),
             lists: [NO_ENDS; PLACES],
             changes: NO_ENDS,
             sequence: 0,
         };
-        for index in 0..count {
+        for index in (0..count).rev() {
             slots.append(index, Place::Free);
         }
         slots
     }
 
+    #[inline]
     pub(super) fn get(&self, index: SlotIndex) -> &Slot {
         &self.slots[usize::from(index)]
     }
 
+    #[inline]
     pub(super) fn get_mut(&mut self, index: SlotIndex) -> &mut Slot {
         &mut self.slots[usize::from(index)]
     }
@@ -133,25 +143,32 @@ impl Slots {
         self.slots.len()
     }
 
+    #[inline]
     pub(super) fn count(&self, place: Place) -> usize {
         usize::from(self.lists[place as usize].count)
     }
 
+    /// The oldest one there; not of those that run.
+    #[inline]
     pub(super) fn first(&self, place: Place) -> Option<SlotIndex> {
         some(self.lists[place as usize].head)
     }
 
-    pub(super) fn after(&self, index: SlotIndex) -> Option<SlotIndex> {
-        some(self.get(index).next)
+    /// All that are there: for a dump.
+    pub(super) fn at(&self, place: Place) -> impl Iterator<Item = &Slot> {
+        let both = self.slots.iter().zip(&self.links);
+        both.filter(move |(_, link)| link.place == place).map(|(slot, _)| slot)
     }
 
     /// Takes a free slot for a request; it is running from now on.
+    #[inline]
     pub(super) fn take(&mut self, door: u8, request: &Request, now: Now) -> SlotIndex {
-        let index = self.first(Place::Free).expect("the caller asked for room");
+        let index = self.pop(Place::Free).expect("the caller asked for room");
+        self.append(index, Place::Running);
         self.sequence += 1;
         let sequence = self.sequence;
         let slot = self.get_mut(index);
-        slot.request = *request;
+        slot.request.set(request);
         slot.door = door;
         slot.generation = slot.generation.wrapping_add(1);
         slot.started = now;
@@ -160,32 +177,22 @@ impl Slots {
         if request.op.is_change() {
             self.append_change(index);
         }
-        self.move_to(index, Place::Running);
         index
     }
 
-    /// Moves a slot to the end of another list.
+    /// Moves a slot that is neither free nor finished to another place, to the end of its list.
+    #[inline]
     pub(super) fn move_to(&mut self, index: SlotIndex, place: Place) {
         self.unlink(index);
         self.append(index, place);
     }
 
     /// The request is answered, or will be before any other: flushes need not wait for it.
+    #[inline]
     pub(super) fn settle(&mut self, index: SlotIndex) {
-        let slot = self.get(index);
-        if !slot.request.op.is_change() {
-            return;
+        if self.get(index).request.op.is_change() {
+            self.unlink_change(index);
         }
-        let (older, newer) = (slot.older, slot.newer);
-        match some(older) {
-            Some(older) => self.get_mut(older).newer = newer,
-            None => self.changes.head = newer,
-        }
-        match some(newer) {
-            Some(newer) => self.get_mut(newer).older = older,
-            None => self.changes.tail = older,
-        }
-        self.changes.count -= 1;
     }
 
     /// Whether a change came before the request in `index` and is not settled.
@@ -194,30 +201,69 @@ impl Slots {
             .is_some_and(|oldest| self.get(oldest).sequence < self.get(index).sequence)
     }
 
+    #[inline]
     fn append(&mut self, index: SlotIndex, place: Place) {
-        let tail = std::mem::replace(&mut self.lists[place as usize].tail, index);
-        match some(tail) {
-            Some(tail) => self.get_mut(tail).next = index,
-            None => self.lists[place as usize].head = index,
+        let list = &mut self.lists[place as usize];
+        list.count += 1;
+        let link = &mut self.links[usize::from(index)];
+        link.place = place;
+        match place {
+            Place::Running => {}
+            // A stack: the slot that was used last is in the cache. Nobody looks back there.
+            Place::Free => link.next = std::mem::replace(&mut list.head, index),
+            _ => {
+                link.previous = std::mem::replace(&mut list.tail, index);
+                link.next = NONE;
+                match some(link.previous) {
+                    Some(previous) => self.links[usize::from(previous)].next = index,
+                    None => list.head = index,
+                }
+            }
         }
-        self.lists[place as usize].count += 1;
-        let slot = self.get_mut(index);
-        slot.place = place;
-        slot.previous = tail;
-        slot.next = NONE;
     }
 
+    #[inline]
     fn unlink(&mut self, index: SlotIndex) {
-        let Slot { place, next, previous, .. } = *self.get(index);
+        if self.links[usize::from(index)].place == Place::Running {
+            self.lists[Place::Running as usize].count -= 1;
+        } else {
+            self.unlink_listed(index);
+        }
+    }
+
+    fn unlink_listed(&mut self, index: SlotIndex) {
+        let Link { place, next, previous } = self.links[usize::from(index)];
+        let list = &mut self.lists[place as usize];
+        assert!(!matches!(place, Place::Free | Place::Finished), "these are taken from the front");
+        list.count -= 1;
         match some(previous) {
-            Some(previous) => self.get_mut(previous).next = next,
-            None => self.lists[place as usize].head = next,
+            Some(previous) => self.links[usize::from(previous)].next = next,
+            None => list.head = next,
         }
         match some(next) {
-            Some(next) => self.get_mut(next).previous = previous,
-            None => self.lists[place as usize].tail = previous,
+            Some(next) => self.links[usize::from(next)].previous = previous,
+            None => list.tail = previous,
         }
-        self.lists[place as usize].count -= 1;
+    }
+
+    /// Takes the first of a list that nobody leaves but from its front.
+    #[inline]
+    fn pop(&mut self, place: Place) -> Option<SlotIndex> {
+        let list = &mut self.lists[place as usize];
+        let index = some(list.head)?;
+        list.head = self.links[usize::from(index)].next;
+        list.count -= 1;
+        if list.head == NONE {
+            list.tail = NONE;
+        }
+        Some(index)
+    }
+
+    /// Frees the slot that finished first.
+    #[inline]
+    pub(super) fn free_finished(&mut self) {
+        let index = self.pop(Place::Finished).expect("the caller asked for it");
+        self.append(index, Place::Free);
     }
 
     fn append_change(&mut self, index: SlotIndex) {
@@ -231,8 +277,22 @@ impl Slots {
         slot.older = tail;
         slot.newer = NONE;
     }
+
+    fn unlink_change(&mut self, index: SlotIndex) {
+        let Slot { older, newer, .. } = *self.get(index);
+        match some(older) {
+            Some(older) => self.get_mut(older).newer = newer,
+            None => self.changes.head = newer,
+        }
+        match some(newer) {
+            Some(newer) => self.get_mut(newer).older = older,
+            None => self.changes.tail = older,
+        }
+        self.changes.count -= 1;
+    }
 }
 
+#[inline]
 fn some(index: SlotIndex) -> Option<SlotIndex> {
     (index != NONE).then_some(index)
 }
@@ -253,11 +313,34 @@ mod tests {
         slots.move_to(first, Place::Parked);
         assert_eq!(slots.count(Place::Free), 2);
         assert_eq!(slots.first(Place::Parked), Some(first));
-        assert_eq!(slots.first(Place::Running), Some(second));
-        slots.move_to(first, Place::Free);
-        slots.move_to(second, Place::Free);
-        assert_eq!(slots.count(Place::Free), 4);
-        assert_eq!(slots.first(Place::Running), None);
+        assert_eq!((slots.count(Place::Parked), slots.count(Place::Running)), (1, 1));
+        slots.move_to(first, Place::Finished);
+        slots.move_to(second, Place::Finished);
+        slots.free_finished();
+        slots.free_finished();
+        assert_eq!((slots.count(Place::Free), slots.count(Place::Running)), (4, 0));
+        assert_eq!(slots.first(Place::Parked), None);
+        let all: Vec<_> = (0..4).map(|_| slots.take(0, &request(Op::Read), Now(0))).collect();
+        assert!((0..4).all(|index| all.contains(&index)), "{all:?}");
+        assert_eq!(slots.at(Place::Running).count(), 4);
+    }
+
+    #[test]
+    fn a_list_keeps_its_order_when_one_in_the_middle_leaves() {
+        let mut slots = Slots::new(4);
+        let all: Vec<_> = (0..4).map(|_| slots.take(0, &request(Op::Read), Now(0))).collect();
+        all.iter().for_each(|index| slots.move_to(*index, Place::Parked));
+        slots.move_to(all[1], Place::Held);
+        slots.move_to(all[1], Place::Parked);
+        for index in [all[0], all[2], all[3], all[1]] {
+            assert_eq!(slots.first(Place::Parked), Some(index));
+            slots.move_to(index, Place::Finished);
+        }
+        for index in [all[0], all[2], all[3], all[1]] {
+            assert_eq!(slots.first(Place::Finished), Some(index));
+            slots.free_finished();
+        }
+        assert_eq!((slots.first(Place::Finished), slots.count(Place::Free)), (None, 4));
     }
 
     #[test]
@@ -291,7 +374,8 @@ mod tests {
         let mut slots = Slots::new(1);
         let index = slots.take(0, &request(Op::Read), Now(0));
         let first = slots.get(index).generation;
-        slots.move_to(index, Place::Free);
+        slots.move_to(index, Place::Finished);
+        slots.free_finished();
         slots.take(0, &request(Op::Read), Now(0));
         assert_ne!(slots.get(index).generation, first);
     }

@@ -90,7 +90,7 @@ impl Iovecs {
     }
 
     /// Sets the row of an I/O; returns the sum of the lengths.
-    #[inline]
+    #[inline(always)]
     pub(in crate::queue) fn fill(
         &mut self,
         index: u32,
