@@ -74,7 +74,7 @@ fn check(request: &RingRequest) {
         assert!(u64::from(segment.offset) >= own, "{request:?}");
         bytes += u64::from(segment.len);
     }
-    if !request.segments().is_empty() {
+    if request.segments().len() > 0 {
         assert_eq!(bytes, request.bytes, "{request:?}");
     }
     assert!(request.sector.checked_mul(512).and_then(|at| at.checked_add(request.bytes)).is_some());

@@ -228,12 +228,16 @@ fn io_op(request: &Request) -> IoOp {
 }
 
 /// Fills `len` bytes of a read from byte `from` on with zeros.
-#[inline]
+#[inline(always)]
 fn zero(request: &Request, from: u64, len: u64, memory: &mut Memory) {
     if from == 0 && len == request.len {
-        request.segments.as_slice().iter().for_each(|segment| memory.zero(*segment));
+        for segment in request.segments.as_slice() {
+            memory.zero(*segment);
+        }
     } else {
-        part_of(request, from, len).as_slice().iter().for_each(|segment| memory.zero(*segment));
+        for segment in part_of(request, from, len).as_slice() {
+            memory.zero(*segment);
+        }
     }
 }
 

@@ -102,15 +102,20 @@ pub struct RingRequest {
     ///
     /// `sector * 512 + bytes` is at most 2^63 - 1; that it is inside the disk is not checked here.
     pub bytes: u64,
-    segments: [Segment; SEGMENTS_MAX],
+    /// First sector in its page, and sectors. Two bytes each: requests are moved about.
+    pieces: [(u8, u8); SEGMENTS_MAX],
     count: u8,
 }
 
 impl RingRequest {
     /// Where the data is or goes, in order; empty for flush and trim.
-    #[must_use]
-    pub fn segments(&self) -> &[Segment] {
-        self.segments.get(..usize::from(self.count)).unwrap_or(&[])
+    #[inline]
+    pub fn segments(&self) -> impl ExactSizeIterator<Item = Segment> + Clone {
+        let id = self.id;
+        (0..self.count).zip(&self.pieces).map(move |(number, (first, sectors))| Segment {
+            offset: page_offset(id, number).wrapping_add(sector_bytes(*first)),
+            len: sector_bytes(*sectors),
+        })
     }
 
     /// The first byte on the disk.
@@ -128,7 +133,7 @@ impl fmt::Debug for RingRequest {
             .field("op", &self.op)
             .field("sector", &self.sector)
             .field("bytes", &self.bytes)
-            .field("segments", &self.segments())
+            .field("segments", &self.segments().collect::<Vec<_>>())
             .finish()
     }
 }
@@ -200,6 +205,7 @@ pub enum EntryFault {
 ///
 /// # Errors
 /// The first fault that it finds.
+#[inline]
 pub fn parse_entry(entry: &[u8; ENTRY_SIZE]) -> Result<RingRequest, EntryFault> {
     let [operation] = field(entry, std::mem::offset_of!(RequestEntry, operation));
     let raw_id = u64::from_ne_bytes(field(entry, std::mem::offset_of!(RequestEntry, id)));
@@ -219,13 +225,13 @@ fn parse_answerable(
     let op = Op::from_raw(operation).ok_or(Reason::Operation(operation))?;
     let [count] = field(entry, std::mem::offset_of!(RequestEntry, nr_segments));
     let found = u64::from_ne_bytes(field(entry, std::mem::offset_of!(RequestEntry, sector_number)));
-    let mut segments = [Segment::default(); SEGMENTS_MAX];
+    let mut pieces = [(0, 0); SEGMENTS_MAX];
     let (sector, sectors) = match op {
         Op::Read | Op::Write => {
             if count == 0 || usize::from(count) > SEGMENTS_MAX {
                 return Err(Reason::SegmentCount(count));
             }
-            (found, parse_segments(entry, id, count, &mut segments)?)
+            (found, parse_segments(entry, count, &mut pieces)?)
         }
         Op::Flush | Op::Trim if count != 0 => return Err(Reason::SegmentCount(count)),
         Op::Flush => (0, 0),
@@ -239,30 +245,26 @@ fn parse_answerable(
         }
     };
     let bytes = range_bytes(sector, sectors).ok_or(Reason::Range { sector })?;
-    Ok(RingRequest { id, op, sector, bytes, segments, count })
+    Ok(RingRequest { id, op, sector, bytes, pieces, count })
 }
 
 /// Fills in the segments; returns the sum of their sectors.
 fn parse_segments(
     entry: &[u8; ENTRY_SIZE],
-    id: RequestId,
     count: u8,
-    segments: &mut [Segment; SEGMENTS_MAX],
+    pieces: &mut [(u8, u8); SEGMENTS_MAX],
 ) -> Result<u64, Reason> {
     let (_, raw) = entry.split_at(std::mem::offset_of!(RequestEntry, segments));
     let (raw, _) = raw.as_chunks::<8>();
     let mut sectors = 0_u64;
-    for (number, (raw, segment)) in (0..count).zip(raw.iter().zip(segments)) {
+    for (number, (raw, piece)) in (0..count).zip(raw.iter().zip(pieces)) {
         let [_, _, _, _, first_sect, last_sect, _, _] = *raw;
         if first_sect > last_sect || last_sect >= SECTORS_PER_PAGE {
             return Err(Reason::SegmentBounds { segment: number, first_sect, last_sect });
         }
-        let length = u32::from(last_sect.wrapping_sub(first_sect)).wrapping_add(1);
+        let length = last_sect.wrapping_sub(first_sect).wrapping_add(1);
         sectors = sectors.wrapping_add(u64::from(length));
-        *segment = Segment {
-            offset: page_offset(id, number).wrapping_add(sector_bytes(u32::from(first_sect))),
-            len: sector_bytes(length),
-        };
+        *piece = (first_sect, length);
     }
     Ok(sectors)
 }
@@ -275,8 +277,8 @@ fn page_offset(id: RequestId, segment: u8) -> u32 {
 }
 
 /// At most 4096: a segment has at most 8 sectors.
-fn sector_bytes(sectors: u32) -> u32 {
-    sectors.wrapping_mul(SECTOR_SIZE)
+fn sector_bytes(sectors: u8) -> u32 {
+    u32::from(sectors).wrapping_mul(SECTOR_SIZE)
 }
 
 fn range_bytes(sector: u64, sectors: u64) -> Option<u64> {

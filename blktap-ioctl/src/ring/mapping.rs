@@ -76,6 +76,7 @@ impl Pages {
     }
 
     /// Copies out the entry of request `index`, each of its bytes once.
+    #[inline]
     pub(crate) fn entry(&self, index: u32) -> [u8; ENTRY_SIZE] {
         let words = self.entry_words(index);
         let mut copy = [0; ENTRY_SIZE];

@@ -21,7 +21,7 @@ fn is_sound(request: &RingRequest) -> bool {
         let end = segment.offset.checked_add(segment.len);
         segment.len != 0 && segment.offset >= page && end.is_some_and(|end| end <= page + 4096)
     });
-    let sum: u64 = request.segments().iter().map(|segment| u64::from(segment.len)).sum();
+    let sum: u64 = request.segments().map(|segment| u64::from(segment.len)).sum();
     let has_data = matches!(request.op, Op::Read | Op::Write);
     let count = request.segments().len();
     let end = request.sector.checked_mul(512).and_then(|start| start.checked_add(request.bytes));

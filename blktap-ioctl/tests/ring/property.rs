@@ -146,7 +146,7 @@ impl World {
         assert_eq!((request.id.index() as usize, request.op), (slot, known.op));
         let has_data = matches!(known.op, Op::Read | Op::Write);
         assert_eq!(request.segments().len(), if has_data { known.pieces.len() } else { 0 });
-        for (page, (segment, piece)) in request.segments().iter().zip(&known.pieces).enumerate() {
+        for (page, (segment, piece)) in request.segments().zip(&known.pieces).enumerate() {
             let offset = 4096 * (slot * 11 + page) + 512 * usize::from(piece.first);
             assert_eq!((segment.offset as usize, segment.len as usize), (offset, piece.bytes()));
         }

@@ -164,11 +164,6 @@ impl BlktapDoor {
     fn begin(&mut self, request: &RingRequest, intake: &mut dyn Intake) {
         let number = request.id.index();
         self.ids[number as usize] = Some(request.id);
-        let mut segments = Segments::NONE;
-        for segment in request.segments() {
-            let (offset, len) = (segment.offset, segment.len);
-            segments.push(Segment { region: RegionId::Ring, offset, len });
-        }
         let op = match request.op {
             blktap_ioctl::Op::Read => Op::Read,
             blktap_ioctl::Op::Write => Op::Write,
@@ -176,15 +171,21 @@ impl BlktapDoor {
             blktap_ioctl::Op::Trim => Op::Trim,
         };
         self.statistics.taken += 1;
-        intake.start(&Request {
+        // Made in place: a request with room for eleven segments is not moved lightly.
+        let mut out = Request {
             token: Token(number),
             op,
             fua: false,
             may_punch: true,
             offset: request.offset(),
             len: request.bytes,
-            segments,
-        });
+            segments: Segments::NONE,
+        };
+        for segment in request.segments() {
+            let (offset, len) = (segment.offset, segment.len);
+            out.segments.push(Segment { region: RegionId::Ring, offset, len });
+        }
+        intake.start(&out);
     }
 
     fn fault(&mut self, fault: RingFault) {

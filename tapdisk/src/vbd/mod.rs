@@ -275,7 +275,7 @@ impl Vbd {
     }
 
     /// All of a request is through the images.
-    #[inline]
+    #[inline(always)]
     fn leave_chain(&mut self, index: SlotIndex) {
         let chain = self.chain.as_mut().expect("a request runs in a chain");
         let slot = self.slots.get(index);
@@ -304,7 +304,7 @@ impl Vbd {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn finished(&mut self, index: SlotIndex, status: Status) {
         self.slots.get_mut(index).status = status;
         self.slots.move_to(index, Place::Finished);

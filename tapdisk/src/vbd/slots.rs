@@ -222,7 +222,7 @@ impl Slots {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn unlink(&mut self, index: SlotIndex) {
         if self.links[usize::from(index)].place == Place::Running {
             self.lists[Place::Running as usize].count -= 1;

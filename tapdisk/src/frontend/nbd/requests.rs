@@ -207,16 +207,19 @@ impl Client {
         let slot = self.slots.get(index);
         slot.state = State::Running;
         let op = slot.command.op;
-        let segments = if op.has_data() { Segments::one(slot.buffer) } else { Segments::NONE };
-        let request = Request {
+        // Made in place: a request with room for eleven segments is not moved lightly.
+        let mut request = Request {
             token: Token(u32::from(self.number) << 16 | u32::from(index)),
             op,
             fua: slot.command.fua,
             may_punch: slot.command.may_punch,
             offset: slot.offset + u64::from(slot.described),
             len: u64::from(slot.len - slot.described),
-            segments,
+            segments: Segments::NONE,
         };
+        if op.has_data() {
+            request.segments.push(slot.buffer);
+        }
         self.running += 1;
         shared.running += 1;
         shared.stats.requests += 1;
