@@ -14,9 +14,9 @@ pub mod pace;
 pub mod rig;
 pub mod thread;
 
-use crate::frontend::Frontend;
 use crate::frontend::blktap::BlktapDoor;
 use crate::frontend::nbd::NbdDoor;
+use crate::frontend::{Frontend, Intake};
 use crate::time::Now;
 use crate::vbd::{DoorIndex, Vbd};
 use pace::Pace;
@@ -98,7 +98,8 @@ impl Disk {
         self.vbd.reap();
         let answered = self.answer();
         more |= self.vbd.queue().is_ready();
-        more |= self.ring.as_ref().is_some_and(BlktapDoor::is_ready);
+        let has_room = self.vbd.intake(RING).has_room();
+        more |= has_room && self.ring.as_ref().is_some_and(BlktapDoor::is_ready);
         Turned { more, answered, stuck }
     }
 

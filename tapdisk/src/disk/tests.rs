@@ -1,6 +1,8 @@
 //! A disk behind the kernel's ring, simulated: production code from the ring's page to the file.
 
 use std::ffi::OsStr;
+use std::io::Write;
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 
 use blktap_ioctl::sim::{self, Driver, Outcome, Segments, SimDevice, SimOptions};
@@ -185,29 +187,29 @@ fn a_suspended_ring_leaves_requests_where_they_are() {
     assert_eq!(rig.ended.len(), 1);
 }
 
-/// The loop sleeps as long as its doors let it: a deadline that has passed, and that no turn takes away,
-/// would keep a processor busy.
-#[test]
-fn a_suspended_door_lets_the_loop_sleep() {
-    use std::io::Write;
+/// A disk on a simulated queue, with an NBD door.
+fn simulated(name: &str) -> Disk {
     let config = QueueConfig { capacity: QUEUE_CAPACITY, ..QueueConfig::default() };
-    let mut vbd =
-        Vbd::new(Queue::simulated(1, config), Memory::new(8 << 20).unwrap(), DiskCounters::new());
-    let path = std::env::temp_dir().join(format!("disk-{}-sleep", std::process::id()));
+    let memory = Memory::new(8 << 20).unwrap();
+    let mut vbd = Vbd::new(Queue::simulated(1, config), memory, DiskCounters::new());
+    let path = std::env::temp_dir().join(format!("disk-{}-{name}", std::process::id()));
     std::fs::File::create(&path).unwrap().set_len(SIZE).unwrap();
     let spec = ImageSpec::parse(OsStr::new(&format!("aio:{}", path.display()))).unwrap();
     let image = spec.open(OpenFlags::default(), vbd.queue()).unwrap();
     std::fs::remove_file(&path).unwrap();
     vbd.insert_chain(Chain::new(Vec::new(), vec![image]), false, RETRY_TIMEOUT);
     let mut disk = Disk::new(vbd);
-    let (ours, mut theirs) = std::os::unix::net::UnixStream::pair().unwrap();
-    let mut door = NbdDoor::without_listener(crate::frontend::nbd::NbdConfig::default());
-    door.add(ours).unwrap();
-    disk.nbd = Some(door);
-    // The handshake, and more reads than a client may have at a time.
+    disk.nbd = Some(NbdDoor::without_listener(crate::frontend::nbd::NbdConfig::default()));
+    disk
+}
+
+/// A client of number `number` that shakes hands and asks for `count` sectors at once.
+fn nbd_reads(disk: &mut Disk, number: usize, count: u64) -> UnixStream {
+    let (ours, mut theirs) = UnixStream::pair().unwrap();
+    disk.nbd.as_mut().unwrap().add(ours).unwrap();
     let mut bytes = Vec::from(3_u32.to_be_bytes());
     bytes.extend_from_slice(b"IHAVEOPT\0\0\0\x01\0\0\0\0");
-    for cookie in 0..200_u64 {
+    for cookie in 0..count {
         bytes.extend_from_slice(b"\x25\x60\x95\x13\0\0\0\0");
         bytes.extend_from_slice(&cookie.to_be_bytes());
         bytes.extend_from_slice(&[0; 8]);
@@ -215,9 +217,19 @@ fn a_suspended_door_lets_the_loop_sleep() {
     }
     theirs.write_all(&bytes).unwrap();
     for _ in 0..100 {
-        disk.nbd.as_mut().unwrap().ready(1, true, true);
+        disk.nbd.as_mut().unwrap().ready(number + 1, true, true);
         disk.turn(Now::default);
     }
+    theirs
+}
+
+/// The loop sleeps as long as its doors let it: a deadline that has passed, and that no turn takes away,
+/// would keep a processor busy.
+#[test]
+fn a_suspended_door_lets_the_loop_sleep() {
+    let mut disk = simulated("sleep");
+    // More than a client may have at a time.
+    let _client = nbd_reads(&mut disk, 0, 200);
     assert_eq!(disk.vbd.outstanding(), 128);
     // It pauses while they run; they end.
     disk.doors().for_each(|(_, door)| door.suspend());
@@ -227,4 +239,27 @@ fn a_suspended_door_lets_the_loop_sleep() {
     }
     assert_eq!(disk.vbd.outstanding(), 0, "a suspended door takes nothing");
     assert_eq!(disk.nbd.as_ref().unwrap().deadline(), None);
+}
+
+/// All slots are taken by NBD clients when a request comes into the ring. Its event is gone by the time
+/// they are free.
+#[test]
+fn a_ring_that_found_no_room_is_looked_at_when_there_is_some() {
+    let mut disk = simulated("room");
+    let (ring, device) = sim::create(SimOptions::default()).unwrap();
+    let mut door = BlktapDoor::new(ring, disk.vbd.memory()).unwrap();
+    door.create_device(disk.vbd.info()).unwrap();
+    disk.ring = Some(door);
+    let _clients = [nbd_reads(&mut disk, 0, 128), nbd_reads(&mut disk, 1, 128)];
+    assert_eq!(disk.vbd.outstanding(), 256);
+    device.submit_read(1, 0, Segments::plain(512)).unwrap();
+    disk.ring.as_mut().unwrap().ready(0, true, false);
+    assert!(!disk.turn(Now::default).more, "with no room there is nothing to do");
+    disk.vbd.queue().sim().unwrap().run_all();
+    let mut turns = 0;
+    while disk.turn(Now::default).more {
+        turns += 1;
+        assert!(turns < 100, "the loop spins");
+    }
+    assert_eq!(disk.vbd.outstanding(), 1, "that of the ring");
 }

@@ -140,7 +140,8 @@ impl BlktapDoor {
         self.statistics
     }
 
-    /// There may be requests that no event will announce: the answers just given made room for them.
+    /// There may be requests that no event will announce: answers made room for them in the ring, or
+    /// they found no room in the disk.
     #[must_use]
     pub fn is_ready(&self) -> bool {
         self.look && !self.suspended && self.dead.is_none()
@@ -194,6 +195,7 @@ impl BlktapDoor {
             RingFault::Malformed { id, .. } => {
                 self.ring.respond(id, Status::Failed(nix::errno::Errno::EINVAL).to_blkif());
                 self.unpushed = true;
+                self.look = true;
             }
             fatal => self.dead = Some(fatal),
         }
@@ -225,6 +227,8 @@ impl Frontend for BlktapDoor {
                 None => break,
             }
         }
+        // What is left there is announced by nobody again.
+        self.look |= !intake.has_room();
         false
     }
 
