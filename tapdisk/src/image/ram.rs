@@ -23,8 +23,7 @@ pub(super) fn open(
     queue: &mut Queue,
 ) -> Result<Box<dyn Image>, DiskError> {
     let flags = OpenFlags { read_only: true, buffered: true };
-    let mut source = raw::open_with(path, flags, 0)
-        .map_err(|error| DiskError::io(&error, "Cannot open the file to copy"))?;
+    let (mut source, _) = raw::open_file(path, flags)?;
     let size = raw::size_of(&source)?.size;
     if size > SIZE_MAX {
         return Err(DiskError::new(

@@ -5,7 +5,7 @@
 //! for the page cache. A block device with 4096-byte sectors gives the disk such sectors; a file never
 //! does, whatever it lies on, because a guest's partition table would not survive the move.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{File, FileType, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
@@ -51,8 +51,9 @@ pub(super) fn open(
 }
 
 /// The file, and whether it is open for direct I/O.
-fn open_file(path: &Path, flags: OpenFlags) -> Result<(File, bool), DiskError> {
+pub(super) fn open_file(path: &Path, flags: OpenFlags) -> Result<(File, bool), DiskError> {
     let error = |error: io::Error| DiskError::io(&error, "Cannot open the image");
+    check_kind(std::fs::metadata(path).map_err(error)?.file_type())?;
     if flags.buffered {
         return open_with(path, flags, 0).map(|file| (file, false)).map_err(error);
     }
@@ -65,14 +66,31 @@ fn open_file(path: &Path, flags: OpenFlags) -> Result<(File, bool), DiskError> {
     }
 }
 
-pub(super) fn open_with(path: &Path, flags: OpenFlags, custom: i32) -> io::Result<File> {
-    // O_NONBLOCK: opening a FIFO must not wait for a writer; it means nothing for files and devices.
-    let file = OpenOptions::new()
+/// What may be an image. Asked before it is opened: to open a FIFO is to wait for a writer. O_NONBLOCK
+/// would not wait, but then a drive without a medium opens too, instead of saying ENOMEDIUM, and
+/// io_uring gives up on what would wait.
+fn check_kind(kind: FileType) -> Result<(), DiskError> {
+    if kind.is_file() || kind.is_block_device() {
+        return Ok(());
+    }
+    // What opening would have said.
+    let errno = match kind {
+        kind if kind.is_dir() => Errno::EISDIR,
+        kind if kind.is_socket() => Errno::ENXIO,
+        _ => Errno::EINVAL,
+    };
+    Err(DiskError::new(
+        errno,
+        "Found neither a file nor a block device where a disk image was wanted",
+    ))
+}
+
+fn open_with(path: &Path, flags: OpenFlags, custom: i32) -> io::Result<File> {
+    OpenOptions::new()
         .read(true)
         .write(!flags.read_only)
-        .custom_flags(custom | libc::O_NONBLOCK | libc::O_LARGEFILE)
-        .open(path)?;
-    Ok(file)
+        .custom_flags(custom | libc::O_LARGEFILE)
+        .open(path)
 }
 
 /// Size and sector size of a file or block device, in whole sectors: a tail is ignored.
@@ -84,13 +102,9 @@ pub(super) fn size_of(file: &File) -> Result<ImageInfo, DiskError> {
         let bytes = nix::unistd::lseek64(file.as_fd(), 0, nix::unistd::Whence::SeekEnd)
             .map_err(|errno| DiskError::new(errno, "Cannot find the size of the device"))?;
         (u64::try_from(bytes).unwrap_or(0), sector_size_of(file)?)
-    } else if kind.is_file() {
-        (metadata.len(), 512)
     } else {
-        return Err(DiskError::new(
-            Errno::EINVAL,
-            "Found neither a file nor a block device where a disk image was wanted",
-        ));
+        check_kind(kind)?;
+        (metadata.len(), 512)
     };
     let size = bytes - bytes % u64::from(sector_size);
     if size == 0 {
