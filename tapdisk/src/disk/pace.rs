@@ -11,16 +11,20 @@
 
 use std::time::Duration;
 
-/// So many requests must come alone in a row before the next runs inline. Arbitrary, but small against
-/// the thousands of a second, and large against chance.
+/// So many points make a streak: each request that comes alone, after a sleep, is one. Arbitrary, but
+/// small against the thousands of a second, and large against chance.
 const LONE_STREAK: u32 = 16;
 
-/// A request that did not come alone takes so many off the streak: in a long one, the first of them is
-/// taken for a chance (the client was quicker than the loop for once), the second is not.
-const LONE_LOSS: u32 = 16;
+/// No more points than this: what was long ago does not count.
+const LONE_STREAK_MAX: u32 = 2 * LONE_STREAK;
 
-/// No streak counts for more than this.
-const LONE_STREAK_MAX: u32 = LONE_STREAK + LONE_LOSS;
+/// Points lost by a request that was there already when the loop wanted to sleep: two in flight, or one
+/// client that is quicker than the loop. The former happens every time, so that a full streak ends
+/// within nine requests; the latter may be one in three.
+const LONE_LOSS_AWAKE: u32 = 2;
+
+/// Points lost by requests that come together: no doubt about these.
+const LONE_LOSS: u32 = LONE_STREAK;
 
 /// A wait shorter than this did not sleep: something was there already. Sleeping and waking costs more.
 const LONE_WAIT: Duration = Duration::from_micros(3);
@@ -58,13 +62,13 @@ impl Pace {
         if pulled == 0 {
             return false;
         }
-        let alone = pulled == 1 && in_flight == 0 && self.slept;
-        self.lone_streak = if alone {
-            (self.lone_streak + 1).min(LONE_STREAK_MAX)
-        } else {
-            self.lone_streak.saturating_sub(LONE_LOSS)
+        let alone = pulled == 1 && in_flight == 0;
+        self.lone_streak = match (alone, self.slept) {
+            (true, true) => (self.lone_streak + 1).min(LONE_STREAK_MAX),
+            (true, false) => self.lone_streak.saturating_sub(LONE_LOSS_AWAKE),
+            (false, _) => self.lone_streak.saturating_sub(LONE_LOSS),
         };
-        pulled == 1 && in_flight == 0 && self.lone_streak >= LONE_STREAK
+        alone && self.lone_streak >= LONE_STREAK
     }
 
     /// How many completions to wait for in the queue before looking at anything else; `None`: do not.
@@ -106,28 +110,36 @@ mod tests {
     }
 
     #[test]
-    fn two_requests_in_flight_end_it() {
-        let lone = || {
+    fn requests_that_come_together_end_it() {
+        for (pulled, in_flight) in [(2, 0), (1, 1)] {
             let mut pace = Pace { lone_streak: LONE_STREAK_MAX, ..Pace::default() };
             pace.waited(LONG);
-            pace
-        };
-        for (pulled, in_flight) in [(2, 0), (1, 1)] {
-            let mut pace = lone();
             assert!(!pace.pulled(pulled, in_flight));
-            pace.waited(LONG);
             assert!(pace.pulled(1, 0), "once may be chance");
             assert!(!pace.pulled(pulled, in_flight));
             for _ in 0..LONE_STREAK - 2 {
-                pace.waited(LONG);
                 assert!(!pace.pulled(1, 0), "the streak begins anew");
             }
         }
-        let mut waiting_already = lone();
-        for may_run in [true, false, false] {
-            waiting_already.waited(Duration::from_micros(1));
-            assert_eq!(waiting_already.pulled(1, 0), may_run);
-        }
+    }
+
+    #[test]
+    fn a_second_request_that_is_always_there_already_ends_it() {
+        let mut pace = Pace { lone_streak: LONE_STREAK_MAX, ..Pace::default() };
+        pace.waited(Duration::from_micros(1));
+        let inline = (0..100).take_while(|_| pace.pulled(1, 0)).count();
+        assert_eq!(inline, 8);
+        assert!((0..100).all(|_| !pace.pulled(1, 0)));
+    }
+
+    #[test]
+    fn a_client_that_is_now_and_then_quicker_than_the_loop_does_not() {
+        let mut pace = Pace { lone_streak: LONE_STREAK, ..Pace::default() };
+        let inline = (0..1000).filter(|number| {
+            pace.waited(if number % 4 == 3 { Duration::ZERO } else { LONG });
+            pace.pulled(1, 0)
+        });
+        assert_eq!(inline.count(), 1000);
     }
 
     #[test]
