@@ -10,7 +10,8 @@
 //! ```
 //!
 //! Lists are links in tables: taking, moving and freeing a slot allocates nothing. Those that run are
-//! only counted: they are found by their number, when their I/O ends.
+//! only counted: they are found by their number, when their I/O ends. Those that are free are a stack,
+//! those that have finished a row that is answered from its front: every request passes there.
 
 use crate::request::{Extent, Op, Request, Segments, Token};
 use crate::status::Status;
@@ -25,7 +26,7 @@ const NONE: SlotIndex = SlotIndex::MAX;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Place {
     Free,
-    /// Has I/O in the queue. The one place without a list.
+    /// Has I/O in the queue.
     Running,
     AwaitingRoom,
     AwaitingWrites,
@@ -106,6 +107,13 @@ const NO_ENDS: Ends = Ends { head: NONE, tail: NONE, count: 0 };
 pub(super) struct Slots {
     slots: Box<[Slot]>,
     links: Box<[Link]>,
+    /// What was freed last is taken first: it is in the cache.
+    free: Vec<SlotIndex>,
+    running: usize,
+    finished: Vec<SlotIndex>,
+    /// How many of the finished are freed already.
+    answered: usize,
+    /// Of the other places.
     lists: [Ends; PLACES],
     /// Writes, trims and zeroings that are not answered, oldest first.
     changes: Ends,
@@ -116,17 +124,17 @@ impl Slots {
     pub(super) fn new(count: u16) -> Self {
         assert!(count < NONE, "the last index means none");
         let free = Link { place: Place::Free, next: NONE, previous: NONE };
-        let mut slots = Self {
+        Self {
             slots: vec![FREE; usize::from(count)].into(),
             links: vec![free; usize::from(count)].into(),
+            free: (0..count).rev().collect(),
+            running: 0,
+            finished: Vec::with_capacity(usize::from(count)),
+            answered: 0,
             lists: [NO_ENDS; PLACES],
             changes: NO_ENDS,
             sequence: 0,
-        };
-        for index in (0..count).rev() {
-            slots.append(index, Place::Free);
         }
-        slots
     }
 
     #[inline]
@@ -145,13 +153,21 @@ impl Slots {
 
     #[inline]
     pub(super) fn count(&self, place: Place) -> usize {
-        usize::from(self.lists[place as usize].count)
+        match place {
+            Place::Free => self.free.len(),
+            Place::Running => self.running,
+            Place::Finished => self.finished.len() - self.answered,
+            _ => usize::from(self.lists[place as usize].count),
+        }
     }
 
-    /// The oldest one there; not of those that run.
+    /// The oldest one there; not of those that run or are free.
     #[inline]
     pub(super) fn first(&self, place: Place) -> Option<SlotIndex> {
-        some(self.lists[place as usize].head)
+        match place {
+            Place::Finished => self.finished.get(self.answered).copied(),
+            _ => some(self.lists[place as usize].head),
+        }
     }
 
     /// All that are there: for a dump.
@@ -163,8 +179,9 @@ impl Slots {
     /// Takes a free slot for a request; it is running from now on.
     #[inline]
     pub(super) fn take(&mut self, door: u8, request: &Request, now: Now) -> SlotIndex {
-        let index = self.pop(Place::Free).expect("the caller asked for room");
-        self.append(index, Place::Running);
+        let index = self.free.pop().expect("the caller asked for room");
+        self.links[usize::from(index)].place = Place::Running;
+        self.running += 1;
         self.sequence += 1;
         let sequence = self.sequence;
         let slot = self.get_mut(index);
@@ -203,29 +220,30 @@ impl Slots {
 
     #[inline]
     fn append(&mut self, index: SlotIndex, place: Place) {
-        let list = &mut self.lists[place as usize];
-        list.count += 1;
-        let link = &mut self.links[usize::from(index)];
-        link.place = place;
+        self.links[usize::from(index)].place = place;
         match place {
-            Place::Running => {}
-            // A stack: the slot that was used last is in the cache. Nobody looks back there.
-            Place::Free => link.next = std::mem::replace(&mut list.head, index),
-            _ => {
-                link.previous = std::mem::replace(&mut list.tail, index);
-                link.next = NONE;
-                match some(link.previous) {
-                    Some(previous) => self.links[usize::from(previous)].next = index,
-                    None => list.head = index,
-                }
-            }
+            Place::Running => self.running += 1,
+            Place::Finished => self.finished.push(index),
+            Place::Free => self.free.push(index),
+            _ => self.append_listed(index, place),
         }
     }
 
-    #[inline(always)]
+    fn append_listed(&mut self, index: SlotIndex, place: Place) {
+        let list = &mut self.lists[place as usize];
+        list.count += 1;
+        let previous = std::mem::replace(&mut list.tail, index);
+        match some(previous) {
+            Some(previous) => self.links[usize::from(previous)].next = index,
+            None => list.head = index,
+        }
+        self.links[usize::from(index)] = Link { place, next: NONE, previous };
+    }
+
+    #[inline]
     fn unlink(&mut self, index: SlotIndex) {
         if self.links[usize::from(index)].place == Place::Running {
-            self.lists[Place::Running as usize].count -= 1;
+            self.running -= 1;
         } else {
             self.unlink_listed(index);
         }
@@ -246,23 +264,15 @@ impl Slots {
         }
     }
 
-    /// Takes the first of a list that nobody leaves but from its front.
-    #[inline]
-    fn pop(&mut self, place: Place) -> Option<SlotIndex> {
-        let list = &mut self.lists[place as usize];
-        let index = some(list.head)?;
-        list.head = self.links[usize::from(index)].next;
-        list.count -= 1;
-        if list.head == NONE {
-            list.tail = NONE;
-        }
-        Some(index)
-    }
-
     /// Frees the slot that finished first.
     #[inline]
     pub(super) fn free_finished(&mut self) {
-        let index = self.pop(Place::Finished).expect("the caller asked for it");
+        let index = self.first(Place::Finished).expect("the caller asked for it");
+        self.answered += 1;
+        if self.answered == self.finished.len() {
+            self.finished.clear();
+            self.answered = 0;
+        }
         self.append(index, Place::Free);
     }
 
