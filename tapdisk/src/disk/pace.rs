@@ -20,8 +20,8 @@ const LONE_STREAK_MAX: u32 = 2 * LONE_STREAK;
 
 /// Points lost by a request that was there already when the loop wanted to sleep: two in flight, or one
 /// client that is quicker than the loop. The former happens every time, so that a full streak ends
-/// within nine requests; the latter may be one in three.
-const LONE_LOSS_AWAKE: u32 = 2;
+/// within 17 requests; the latter may be one in two.
+const LONE_LOSS_AWAKE: u32 = 1;
 
 /// Points lost by requests that come together: no doubt about these.
 const LONE_LOSS: u32 = LONE_STREAK;
@@ -128,7 +128,7 @@ mod tests {
         let mut pace = Pace { lone_streak: LONE_STREAK_MAX, ..Pace::default() };
         pace.waited(Duration::from_micros(1));
         let inline = (0..100).take_while(|_| pace.pulled(1, 0)).count();
-        assert_eq!(inline, 8);
+        assert_eq!(inline, 16);
         assert!((0..100).all(|_| !pace.pulled(1, 0)));
     }
 
@@ -136,7 +136,7 @@ mod tests {
     fn a_client_that_is_now_and_then_quicker_than_the_loop_does_not() {
         let mut pace = Pace { lone_streak: LONE_STREAK, ..Pace::default() };
         let inline = (0..1000).filter(|number| {
-            pace.waited(if number % 4 == 3 { Duration::ZERO } else { LONG });
+            pace.waited(if number % 2 == 1 { Duration::ZERO } else { LONG });
             pace.pulled(1, 0)
         });
         assert_eq!(inline.count(), 1000);
