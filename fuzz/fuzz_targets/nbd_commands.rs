@@ -1,5 +1,6 @@
-//! The commands of an NBD connection, behind a handshake that went well. The first byte of the input
-//! says how: its bits choose structured replies, extents, a read-only disk, the size of the pieces.
+//! The commands of an NBD connection, behind a handshake that went well. The first byte of the
+//! input says how: its bits choose structured replies, extents, a read-only disk, the size of the
+//! pieces.
 #![no_main]
 
 use tapdisk_fuzz::nbd::Rig;

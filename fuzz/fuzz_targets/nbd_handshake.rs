@@ -1,5 +1,5 @@
-//! An NBD connection from its first byte: flags, options, perhaps commands. The first byte of the input
-//! says how large the pieces are that the rest comes in.
+//! An NBD connection from its first byte: flags, options, perhaps commands. The first byte of the
+//! input says how large the pieces are that the rest comes in.
 #![no_main]
 
 use tapdisk_fuzz::nbd::Rig;

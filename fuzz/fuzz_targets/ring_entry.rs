@@ -1,5 +1,5 @@
-//! The kernel's ring: any entry, any index, any message. What is taken is inside its pages, and can be
-//! answered; a ring that says nonsense goes dead and can still be unmapped.
+//! The kernel's ring: any entry, any index, any message. What is taken is inside its pages, and can
+//! be answered; a ring that says nonsense goes dead and can still be unmapped.
 //!
 //! The input is a list of steps: a byte that says what the driver does, then 112 bytes for it.
 #![no_main]

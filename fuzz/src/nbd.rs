@@ -60,7 +60,8 @@ impl Rig {
         Self { door, disk, poll, events, peer, has_more: true, free_at_start }
     }
 
-    /// Sends bytes, `piece` at a time, and reads whatever comes back. Ends early when the door hangs up.
+    /// Sends bytes, `piece` at a time, and reads whatever comes back. Ends early when the door
+    /// hangs up.
     pub fn send(&mut self, mut bytes: &[u8], piece: usize) {
         let mut turns = 0;
         while !bytes.is_empty() {

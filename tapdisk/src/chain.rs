@@ -75,8 +75,8 @@ impl Chain {
         self.images.first().expect("a chain has a leaf").0.as_ref()
     }
 
-    /// Asks the layers, top first. A verdict other than `Pass` ends the request here, and those layers
-    /// that passed it see its end.
+    /// Asks the layers, top first. A verdict other than `Pass` ends the request here, and those
+    /// layers that passed it see its end.
     #[inline]
     pub fn admit(&mut self, slot: usize, request: &Request, memory: &mut Memory) -> Verdict {
         for index in 0..self.layers.len() {
@@ -113,7 +113,8 @@ impl Chain {
         status
     }
 
-    /// Maps the request from byte `cursor` on and pushes I/O until it is all mapped or the queue is full.
+    /// Maps the request from byte `cursor` on and pushes I/O until it is all mapped or the queue is
+    /// full.
     #[inline(always)]
     pub fn advance(
         &mut self,

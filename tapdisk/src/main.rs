@@ -1,7 +1,7 @@
 //! tapdisk, the daemon; `tap-ctl spawn` starts it.
 //!
-//! It prints the path of its control socket on the standard output that it was started with, goes into
-//! the background, and leaves when its last disk is detached. Its exit status is an errno.
+//! It prints the path of its control socket on the standard output that it was started with, goes
+//! into the background, and leaves when its last disk is detached. Its exit status is an errno.
 
 use std::ffi::OsString;
 use std::io::Write;

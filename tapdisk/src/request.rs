@@ -120,8 +120,8 @@ impl std::fmt::Debug for Segments {
 
 /// One request of a guest or client.
 ///
-/// The memory that `segments` names belongs to the door and stays valid and untouched by it until the
-/// answer.
+/// The memory that `segments` names belongs to the door and stays valid and untouched by it until
+/// the answer.
 #[derive(Clone, Copy, Debug)]
 pub struct Request {
     /// The door's name for it.

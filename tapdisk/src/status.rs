@@ -7,7 +7,8 @@ use nix::errno::Errno;
 pub enum Status {
     /// Done; for a write that asked for it (FUA) and for a flush: durable.
     Done,
-    /// Failed; nothing is promised of the sectors of a failed write: each holds its old or its new value.
+    /// Failed; nothing is promised of the sectors of a failed write: each holds its old or its new
+    /// value.
     Failed(Errno),
 }
 
@@ -40,7 +41,8 @@ impl Status {
         }
     }
 
-    /// The error field of an NBD reply. NBD knows eight values; what has no name there is `NBD_EIO`.
+    /// The error field of an NBD reply. NBD knows eight values; what has no name there is
+    /// `NBD_EIO`.
     #[must_use]
     pub fn to_nbd(self) -> u32 {
         match self {

@@ -1,5 +1,5 @@
-//! The real engines against real files: errors of the kernel, the end of the file, direct I/O, events,
-//! the helper thread.
+//! The real engines against real files: errors of the kernel, the end of the file, direct I/O,
+//! events, the helper thread.
 #![allow(missing_docs, clippy::unwrap_used)]
 
 use std::fs::File;

@@ -1,5 +1,6 @@
-//! Every I/O fails once, in every way: on the simulated engine a fault is laid on each number in turn,
-//! and whatever happens, `Done` is true, a failed part spoils no neighbour, and nothing is lost.
+//! Every I/O fails once, in every way: on the simulated engine a fault is laid on each number in
+//! turn, and whatever happens, `Done` is true, a failed part spoils no neighbour, and nothing is
+//! lost.
 #![allow(missing_docs, clippy::unwrap_used)]
 
 use std::fs::File;
@@ -324,8 +325,8 @@ fn what_is_deferred_goes_in_order_and_before_what_comes_later() {
             rig.push(WRITE, 31 * 1024, &[512]);
         }
     }
-    // Two run at a time, and the third starts when one of them ended: the n-th end is at most the n-th
-    // after the first.
+    // Two run at a time, and the third starts when one of them ended: the n-th end is at most the
+    // n-th after the first.
     for (number, tag) in rig.order.iter().enumerate() {
         assert!(*tag <= number + 1, "{:?}", rig.order);
     }

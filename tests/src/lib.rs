@@ -1,8 +1,8 @@
 //! What the tests of the real programs share: a host of their own, and an NBD client.
 //!
-//! A [`Host`] is a directory with a run directory, a place for shared memory and images; programs are
-//! started with the environment that points there, so that tests need no root and do not meet. What a
-//! host started it stops, by its pid, when it is dropped.
+//! A [`Host`] is a directory with a run directory, a place for shared memory and images; programs
+//! are started with the environment that points there, so that tests need no root and do not meet.
+//! What a host started it stops, by its pid, when it is dropped.
 
 #![forbid(unsafe_code)]
 

@@ -1,7 +1,8 @@
-//! What comes and goes ten thousand times leaves nothing behind: disks, NBD clients, control clients.
+//! What comes and goes ten thousand times leaves nothing behind: disks, NBD clients, control
+//! clients.
 //!
-//! All of it through one daemon, in which one disk stays attached. Afterwards it has the descriptors that
-//! it had before, about the memory, and serves.
+//! All of it through one daemon, in which one disk stays attached. Afterwards it has the
+//! descriptors that it had before, about the memory, and serves.
 
 #![allow(clippy::unwrap_used)]
 
@@ -21,9 +22,9 @@ const SPAN: u32 = 3_000;
 /// The threads of so many disks may be on their way out at once.
 const BATCH: u32 = 25;
 
-/// How much more memory there may be after one span, where a leak of 22 bytes in each cycle is as much.
-/// It must hold for one of them only: a stack or a piece of heap that is kept because one more thread
-/// than ever before was on its way out counts once, a leak in every span.
+/// How much more memory there may be after one span, where a leak of 22 bytes in each cycle is as
+/// much. It must hold for one of them only: a stack or a piece of heap that is kept because one
+/// more thread than ever before was on its way out counts once, a leak in every span.
 const GROWTH_MAX_KIB: u64 = 64;
 /// And after all of them: 25 kept stacks of some 100 KiB each, and the heap that goes with them.
 const GROWTH_ALL_MAX_KIB: u64 = 4096;

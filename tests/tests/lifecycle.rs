@@ -1,7 +1,8 @@
 //! The life of a daemon and its disks, through `tap-ctl` as its callers use it.
 //!
-//! The first test is a recorded session of blktap's tap-ctl, to the letter, with raw images in place of
-//! VHD. The others: what is left behind at each kind of end (nothing, or what the next `list` survives).
+//! The first test is a recorded session of blktap's tap-ctl, to the letter, with raw images in
+//! place of VHD. The others: what is left behind at each kind of end (nothing, or what the next
+//! `list` survives).
 
 #![allow(clippy::unwrap_used)]
 

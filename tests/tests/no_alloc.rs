@@ -1,9 +1,9 @@
 //! The data path of a disk allocates nothing: a counting allocator around a million mixed requests.
 //!
 //! Ring door and NBD door, on each engine, through the loop of the daemon on this thread. Reads and
-//! writes of many sizes, flushes, trims, zeroings and questions for extents go over a raw file; what
-//! is measured starts when each kind has been seen once. Only this thread counts: it is the loop's,
-//! and also the simulated guest's and the client's, which allocate nothing either.
+//! writes of many sizes, flushes, trims, zeroings and questions for extents go over a raw file;
+//! what is measured starts when each kind has been seen once. Only this thread counts: it is the
+//! loop's, and also the simulated guest's and the client's, which allocate nothing either.
 //!
 //! A room with `unsafe`: `GlobalAlloc` is an unsafe trait. Contract: every call is passed on to the
 //! system's allocator as it is.
@@ -34,8 +34,8 @@ fn count() {
     let _ = ALLOCATIONS.try_with(|allocations| allocations.set(allocations.get() + 1));
 }
 
-// SAFETY: everything is the system allocator's; counting changes nothing, and allocates nothing: the
-// cell is initialised at compile time and has no destructor.
+// SAFETY: everything is the system allocator's; counting changes nothing, and allocates nothing:
+// the cell is initialised at compile time and has no destructor.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         count();

@@ -1,7 +1,7 @@
 //! A disk that is paused and resumed under load loses nothing; a flush is as good as its word.
 //!
-//! The load: several NBD clients, each with up to 32 writes, reads and flushes in flight, in sectors of
-//! its own.
+//! The load: several NBD clients, each with up to 32 writes, reads and flushes in flight, in
+//! sectors of its own.
 //! Every write of a sector carries the next version of it, and a client has at most one write of a
 //! sector in flight: so each read has exactly one right answer, and so has the image at the end.
 
@@ -330,8 +330,9 @@ fn every_flush_and_fua_ends_in_a_sync_of_the_file() {
     }
 }
 
-/// Flushes while writes are in flight: at its answer everything that was answered before is durable. The
-/// trace shows the order: the writes that were answered, then the sync, then the answer.
+/// Flushes while writes are in flight: at its answer everything that was answered before is
+/// durable. The trace shows the order: the writes that were answered, then the sync, then the
+/// answer.
 #[test]
 fn a_flush_under_load_syncs_after_the_writes_that_it_covers() {
     if !has_program("strace") {
@@ -362,7 +363,8 @@ fn a_flush_under_load_syncs_after_the_writes_that_it_covers() {
         }
     }
     let trace = tracer.finish();
-    // Bytes written before the n-th sync: at least those that were answered before its flush was sent.
+    // Bytes written before the n-th sync: at least those that were answered before its flush was
+    // sent.
     let mut written = 0_u64;
     let mut covered = Vec::new();
     for line in trace.lines() {

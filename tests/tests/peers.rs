@@ -267,8 +267,8 @@ fn qemu_io_writes_zeroes_discards_and_verifies() {
     assert_same(&found[3 * MIB..4 * MIB], &noise(8 * MIB)[3 * MIB..4 * MIB]);
 }
 
-/// Runs a script in libnbd's shell. It is written in the distribution's Python, which other versions
-/// in the path do not replace.
+/// Runs a script in libnbd's shell. It is written in the distribution's Python, which other
+/// versions in the path do not replace.
 fn nbdsh(host: &Host, socket: &Path, script: &str) {
     let mut command = host.command("nbdsh");
     command.env("PATH", "/usr/bin:/bin");

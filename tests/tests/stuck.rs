@@ -1,7 +1,7 @@
 //! Storage that hangs holds up nobody but who waits for it.
 //!
-//! The `stuck` layer never ends a request. What must answer then answers; a test that has to wait for
-//! the opposite would hang, and is stopped by the limits of the clients that it uses.
+//! The `stuck` layer never ends a request. What must answer then answers; a test that has to wait
+//! for the opposite would hang, and is stopped by the limits of the clients that it uses.
 
 #![allow(clippy::unwrap_used)]
 

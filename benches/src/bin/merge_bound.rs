@@ -3,9 +3,9 @@
 //!
 //!     cargo run --release -p tapdisk-benches --bin merge_bound -- FILE [MEBIBYTES] [ROUNDS]
 //!
-//! FILE is created (and removed afterwards). Each line is the median of the rounds, with minimum and
-//! maximum of the rate; rounds alternate between the bounds, so that a slow minute hits all of them.
-//! 1* is the bound 1 once more: what differs between the two is noise.
+//! FILE is created (and removed afterwards). Each line is the median of the rounds, with minimum
+//! and maximum of the rate; rounds alternate between the bounds, so that a slow minute hits all of
+//! them. 1* is the bound 1 once more: what differs between the two is noise.
 
 use std::fs::{File, OpenOptions};
 use std::io;

@@ -1,17 +1,17 @@
-//! The ring door in front of `null:`: reads of 4 KiB through the loop of the daemon, from the ring's
-//! page to the response, on one thread, turn by turn.
+//! The ring door in front of `null:`: reads of 4 KiB through the loop of the daemon, from the
+//! ring's page to the response, on one thread, turn by turn.
 //!
 //! ```text
 //! ring_null [REQUESTS [DEPTH [TURNS]]]
 //! ```
 //!
-//! The simulated driver stands on the other side of the ring: no data is copied there. DEPTH requests
-//! are submitted at once; after each TURNS turns of the loop what has ended is replaced. With one turn
-//! the guest is quick and the loop never sleeps; with two the loop finds the ring empty once for each
-//! batch, which is the dearer way.
+//! The simulated driver stands on the other side of the ring: no data is copied there. DEPTH
+//! requests are submitted at once; after each TURNS turns of the loop what has ended is replaced.
+//! With one turn the guest is quick and the loop never sleeps; with two the loop finds the ring
+//! empty once for each batch, which is the dearer way.
 //!
-//! Prints how many requests were taken, and how many system calls the door made: in this process they
-//! are calls of the simulated driver.
+//! Prints how many requests were taken, and how many system calls the door made: in this process
+//! they are calls of the simulated driver.
 
 use std::env;
 use std::error::Error;

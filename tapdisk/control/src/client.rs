@@ -1,7 +1,7 @@
 //! The client of a tapdisk's control socket: a connection and one request for each call.
 //!
-//! Every call has one deadline for all of it: connecting, sending, receiving. Signals and partial I/O
-//! are gone on with. What the daemon says is checked like anything from outside.
+//! Every call has one deadline for all of it: connecting, sending, receiving. Signals and partial
+//! I/O are gone on with. What the daemon says is checked like anything from outside.
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -17,8 +17,8 @@ use crate::paths::Paths;
 /// How long a daemon may take for what it answers at once: pid, list, statistics.
 pub const QUERY_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The longest statistics that are accepted, in bytes: a thousand disks with chains of thirty images
-/// come to about 8 MiB.
+/// The longest statistics that are accepted, in bytes: a thousand disks with chains of thirty
+/// images come to about 8 MiB.
 pub const STATS_SIZE_MAX: u64 = 16 << 20;
 
 /// The most disks that a list may have: minors are 16 bits.
@@ -155,8 +155,8 @@ impl Client {
     /// Opens the image of a paused disk again, or another one.
     ///
     /// # Errors
-    /// ENODEV when the disk is not there, EINVAL when it is not paused, EMEDIUMTYPE when the image has
-    /// another size; else what opening says.
+    /// ENODEV when the disk is not there, EINVAL when it is not paused, EMEDIUMTYPE when the image
+    /// has another size; else what opening says.
     pub fn resume(&self, minor: u16, params: Params) -> Result<(), ControlError> {
         let request = Request::Resume { minor, params };
         match self.command(&request, None)? {
@@ -168,8 +168,8 @@ impl Client {
     /// The statistics of a disk, as the JSON that the daemon sent, without white space around it.
     ///
     /// # Errors
-    /// ENODEV when the disk is not there, also from daemons that answer with nothing; EMSGSIZE above
-    /// [`STATS_SIZE_MAX`]; EPROTO when less comes than was announced.
+    /// ENODEV when the disk is not there, also from daemons that answer with nothing; EMSGSIZE
+    /// above [`STATS_SIZE_MAX`]; EPROTO when less comes than was announced.
     pub fn stats(&self, minor: u16) -> Result<Vec<u8>, ControlError> {
         let request = Request::Stats { minor };
         let (mut connection, response) = self.query(&request)?;

@@ -28,8 +28,8 @@ pub struct Created {
 /// Allocates a minor, starts a daemon, attaches the minor and opens the image.
 ///
 /// # Errors
-/// That of the step which failed; the steps before it are undone, and what could not be undone is told
-/// in the error.
+/// That of the step which failed; the steps before it are undone, and what could not be undone is
+/// told in the error.
 pub fn create(
     paths: &Paths,
     minors: &dyn Minors,
@@ -56,8 +56,8 @@ fn spawn_and_open(
     let pid = spawn(program)?;
     let client = Client::new(paths, pid);
     if let Err(error) = client.attach(minor) {
-        // A daemon without disks would stay for ever. It is nobody's child and has only just said its
-        // pid, so the number is its own.
+        // A daemon without disks would stay for ever. It is nobody's child and has only just said
+        // its pid, so the number is its own.
         return Err(match kill(Pid::from_raw(pid), Signal::SIGTERM) {
             Ok(()) => error,
             Err(errno) => error.with_note(&format!("tapdisk {pid} could not be ended ({errno})")),
@@ -73,8 +73,8 @@ fn spawn_and_open(
     }
 }
 
-/// Closes the image, detaches the disk and frees the minor; stops at the first error. `timeout` is for
-/// closing.
+/// Closes the image, detaches the disk and frees the minor; stops at the first error. `timeout` is
+/// for closing.
 ///
 /// # Errors
 /// That of the step which failed.

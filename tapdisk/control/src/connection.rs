@@ -145,8 +145,8 @@ impl Connection {
 
 /// A connected socket that does not block.
 ///
-/// Connecting itself has to block: a listener whose queue is full gives a non-blocking one EAGAIN and
-/// no event. The kernel applies the send timeout to it.
+/// Connecting itself has to block: a listener whose queue is full gives a non-blocking one EAGAIN
+/// and no event. The kernel applies the send timeout to it.
 fn open_stream(path: &Path, deadline: Deadline) -> Result<UnixStream, Errno> {
     let address = UnixAddr::new(path)?;
     loop {

@@ -1,5 +1,5 @@
-//! What goes wrong on the control path: a kind to decide by, an errno to exit with, and the words for
-//! a person.
+//! What goes wrong on the control path: a kind to decide by, an errno to exit with, and the words
+//! for a person.
 
 use std::error::Error;
 use std::fmt;

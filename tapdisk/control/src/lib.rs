@@ -1,5 +1,6 @@
-//! tapdisk's control plane, both halves: the messages on the control socket, the client that tap-ctl
-//! is made of, the minors and their marker files, and the layout of the statistics in shared memory.
+//! tapdisk's control plane, both halves: the messages on the control socket, the client that
+//! tap-ctl is made of, the minors and their marker files, and the layout of the statistics in
+//! shared memory.
 //!
 //! ```text
 //!   tap-ctl ── client ──┐                      ┌── the daemon's control thread
@@ -7,8 +8,8 @@
 //!   tapback ── client ──┘
 //! ```
 //!
-//! The layouts are those of blktap 4 (struct `tapdisk_message`, x86_64), so that its tap-ctl and its
-//! tapdisk can be mixed with these.
+//! The layouts are those of blktap 4 (struct `tapdisk_message`, x86_64), so that its tap-ctl and
+//! its tapdisk can be mixed with these.
 
 #![forbid(unsafe_code)]
 

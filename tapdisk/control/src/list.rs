@@ -6,8 +6,9 @@
 //!   disks     each socket's LIST                              minor=2
 //! ```
 //!
-//! Order: sockets by name, in each the last attached disk first; then the markers that no disk claimed,
-//! by name. A socket at which nobody answers is passed over in silence and left where it is.
+//! Order: sockets by name, in each the last attached disk first; then the markers that no disk
+//! claimed, by name. A socket at which nobody answers is passed over in silence and left where it
+//! is.
 
 use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};

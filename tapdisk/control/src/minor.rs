@@ -1,5 +1,5 @@
-//! Minors: the numbers of disks. A number is taken while its marker file exists, and attached while a
-//! tapdisk holds an exclusive flock on that file, which dies with the process.
+//! Minors: the numbers of disks. A number is taken while its marker file exists, and attached while
+//! a tapdisk holds an exclusive flock on that file, which dies with the process.
 //!
 //! ```text
 //!   allocate   flock(dir)  create marker N     the first N that is free

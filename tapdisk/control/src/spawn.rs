@@ -1,9 +1,9 @@
 //! Starts a daemon and learns its pid.
 //!
-//! The daemon goes to the background on its own: its parent ends, and the process that stays prints the
-//! path of its control socket, `<dir>/ctl<pid>`, on the standard output that it was started with. Both
-//! of its outputs go to one pipe: nothing of them reaches a caller who parses ours, and no descriptor
-//! of ours stays open in the daemon.
+//! The daemon goes to the background on its own: its parent ends, and the process that stays prints
+//! the path of its control socket, `<dir>/ctl<pid>`, on the standard output that it was started
+//! with. Both of its outputs go to one pipe: nothing of them reaches a caller who parses ours, and
+//! no descriptor of ours stays open in the daemon.
 
 use std::env;
 use std::ffi::{OsStr, OsString};
@@ -24,12 +24,12 @@ use crate::paths::pid_of_control_socket;
 /// The name under which a daemon runs: a storage manager finds its processes by it.
 pub const DAEMON_NAME: &str = "tapdisk";
 
-/// How long a daemon may take to name its socket. It touches no storage before that; locking its memory
-/// on a busy machine takes seconds.
+/// How long a daemon may take to name its socket. It touches no storage before that; locking its
+/// memory on a busy machine takes seconds.
 pub const SPAWN_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// How often a start that SIGUSR1 ended is repeated. Whoever collects debug output sends that signal to
-/// everything called tapdisk, and a process that has just been started dies of it.
+/// How often a start that SIGUSR1 ended is repeated. Whoever collects debug output sends that
+/// signal to everything called tapdisk, and a process that has just been started dies of it.
 const ATTEMPTS_MAX: u32 = 10;
 
 /// The most output that is read, in bytes.
@@ -38,8 +38,8 @@ const OUTPUT_SIZE_MAX: usize = 64 << 10;
 /// How often the end of the daemon's parent is looked for.
 const WAIT_STEP_MS: u8 = 10;
 
-/// The daemon's program: what the variable `TAPDISK` names, else `tapdisk` beside this program, else
-/// `/usr/libexec/tapdisk`, else the first in `PATH`.
+/// The daemon's program: what the variable `TAPDISK` names, else `tapdisk` beside this program,
+/// else `/usr/libexec/tapdisk`, else the first in `PATH`.
 #[must_use]
 pub fn daemon_program() -> OsString {
     let beside = env::current_exe().ok().map(|own| own.with_file_name(DAEMON_NAME));
@@ -64,8 +64,8 @@ fn choose_program(
 /// Starts a daemon; returns its pid when it serves its control socket.
 ///
 /// # Errors
-/// The daemon's exit status as errno; EINTR when a signal ended it; ETIMEDOUT; EPROTO when it named no
-/// socket; else what starting a process says.
+/// The daemon's exit status as errno; EINTR when a signal ended it; ETIMEDOUT; EPROTO when it named
+/// no socket; else what starting a process says.
 pub fn spawn(program: &OsStr) -> Result<i32, ControlError> {
     spawn_within(program, &[], SPAWN_TIMEOUT)
 }

@@ -1,6 +1,6 @@
-//! The statistics of a disk in shared memory: one page, `/dev/shm/td3-<pid>/vdi-<minor>`, of which the
-//! first 96 bytes are used. Written by the daemon without locks, read by monitoring at any time; so
-//! each counter is exact, and two of them are from slightly different moments.
+//! The statistics of a disk in shared memory: one page, `/dev/shm/td3-<pid>/vdi-<minor>`, of which
+//! the first 96 bytes are used. Written by the daemon without locks, read by monitoring at any
+//! time; so each counter is exact, and two of them are from slightly different moments.
 //!
 //! The layout is that of blktap's `struct stats`, host-endian, every counter a `u64`.
 

@@ -122,7 +122,8 @@ impl DiskThread {
         }
         let path = &self.config.nbd_path;
         let error = |error: io::Error, what| DiskError::io(&error, what).at(path);
-        // A socket of this name is left over from a process that had our pid: nobody else makes them.
+        // A socket of this name is left over from a process that had our pid: nobody else makes
+        // them.
         match std::fs::remove_file(path) {
             Err(gone) if gone.kind() != io::ErrorKind::NotFound => {
                 return Err(error(gone, "Cannot remove the socket of an earlier process"));
@@ -215,8 +216,8 @@ impl DiskThread {
         }
     }
 
-    /// Answered when the disk is closed: a detach may follow at once. Where I/O does not end the control
-    /// thread answers, and leaves this one behind.
+    /// Answered when the disk is closed: a detach may follow at once. Where I/O does not end the
+    /// control thread answers, and leaves this one behind.
     fn force_close(&mut self, ticket: u64) -> Option<Result<(), DiskError>> {
         if let Some(ticket) = self.waiting.take() {
             let error = DiskError::new(Errno::ESHUTDOWN, "The disk was closed by force meanwhile");

@@ -1,4 +1,5 @@
-//! The life of a disk: one state at a time. The bits that `tap-ctl list` prints are computed from it.
+//! The life of a disk: one state at a time. The bits that `tap-ctl list` prints are computed from
+//! it.
 //!
 //! ```text
 //!   Attached ── open ──> Running <── resume ── Paused

@@ -4,8 +4,8 @@
 //!   one turn:  reap -> maintain -> pull -> submit once -> reap -> answer -> flush once
 //! ```
 //!
-//! The turn knows no thread and no clock: [`thread`] runs it in production, tests and benches run it by
-//! hand.
+//! The turn knows no thread and no clock: [`thread`] runs it in production, tests and benches run
+//! it by hand.
 
 mod commands;
 pub mod life;
@@ -82,8 +82,8 @@ impl Disk {
 
     /// One turn. `clock` is read twice: at the start, and after the I/O that runs inline.
     ///
-    /// Doors are pulled whatever the state of the disk is: one that is suspended takes no requests, but
-    /// does what its own deadlines are for.
+    /// Doors are pulled whatever the state of the disk is: one that is suspended takes no requests,
+    /// but does what its own deadlines are for.
     pub fn turn(&mut self, mut clock: impl FnMut() -> Now) -> Turned {
         self.vbd.set_now(clock());
         let reaped = self.vbd.reap();

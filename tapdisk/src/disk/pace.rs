@@ -1,32 +1,34 @@
 //! How the loop of a disk waits: what it observes of the load decides between three ways.
 //!
-//! * **Lone**: requests come one at a time, each after the answer to the one before. Then one system
-//!   call that reads or writes at once beats submit, sleep, wake. A load with two requests in flight
-//!   shows itself: the second is there already when the loop waits, so that it does not sleep.
-//! * **Batch**: many requests are in flight. Then a few microseconds of patience make each turn handle
-//!   several completions, and each system call serves several requests.
+//! * **Lone**: requests come one at a time, each after the answer to the one before. Then one
+//!   system call that reads or writes at once beats submit, sleep, wake. A load with two requests
+//!   in flight shows itself: the second is there already when the loop waits, so that it does not
+//!   sleep.
+//! * **Batch**: many requests are in flight. Then a few microseconds of patience make each turn
+//!   handle several completions, and each system call serves several requests.
 //! * Otherwise the loop sleeps until something happens.
 //!
 //! Pure: fed with what happened, asked what to do.
 
 use std::time::Duration;
 
-/// So many points make a streak: each request that comes alone, after a sleep, is one. Arbitrary, but
-/// small against the thousands of a second, and large against chance.
+/// So many points make a streak: each request that comes alone, after a sleep, is one. Arbitrary,
+/// but small against the thousands of a second, and large against chance.
 const LONE_STREAK: u32 = 16;
 
 /// No more points than this: what was long ago does not count.
 const LONE_STREAK_MAX: u32 = 2 * LONE_STREAK;
 
-/// Points lost by a request that was there already when the loop wanted to sleep: two in flight, or one
-/// client that is quicker than the loop. The former happens every time, so that a full streak ends
-/// within 17 requests; the latter may be one in two.
+/// Points lost by a request that was there already when the loop wanted to sleep: two in flight, or
+/// one client that is quicker than the loop. The former happens every time, so that a full streak
+/// ends within 17 requests; the latter may be one in two.
 const LONE_LOSS_AWAKE: u32 = 1;
 
 /// Points lost by requests that come together: no doubt about these.
 const LONE_LOSS: u32 = LONE_STREAK;
 
-/// A wait shorter than this did not sleep: something was there already. Sleeping and waking costs more.
+/// A wait shorter than this did not sleep: something was there already. Sleeping and waking costs
+/// more.
 const LONE_WAIT: Duration = Duration::from_micros(3);
 
 /// With so many I/Os in flight the loop waits for several at once.
@@ -71,7 +73,8 @@ impl Pace {
         alone && self.lone_streak >= LONE_STREAK
     }
 
-    /// How many completions to wait for in the queue before looking at anything else; `None`: do not.
+    /// How many completions to wait for in the queue before looking at anything else; `None`: do
+    /// not.
     pub fn batch(&mut self, in_flight: usize) -> Option<usize> {
         if in_flight < BATCH_IN_FLIGHT {
             return None;

@@ -1,8 +1,8 @@
-//! A disk on the calling thread, turn by turn: for tests and measurements that are to see exactly what
-//! the daemon does, on a thread that they can watch.
+//! A disk on the calling thread, turn by turn: for tests and measurements that are to see exactly
+//! what the daemon does, on a thread that they can watch.
 //!
-//! The loop, its queue, memory, counters and statistics page are those of production; only the control
-//! thread is missing. Its commands are given by [`Rig::open`] and [`Rig::close`].
+//! The loop, its queue, memory, counters and statistics page are those of production; only the
+//! control thread is missing. Its commands are given by [`Rig::open`] and [`Rig::close`].
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -35,8 +35,8 @@ pub struct Rig {
 }
 
 impl Rig {
-    /// A disk without an image; `ring` is that of a simulated driver. The folder takes its NBD socket
-    /// and its statistics.
+    /// A disk without an image; `ring` is that of a simulated driver. The folder takes its NBD
+    /// socket and its statistics.
     ///
     /// # Errors
     /// What the system says.

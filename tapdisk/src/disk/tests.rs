@@ -223,8 +223,8 @@ fn nbd_reads(disk: &mut Disk, number: usize, count: u64) -> UnixStream {
     theirs
 }
 
-/// The loop sleeps as long as its doors let it: a deadline that has passed, and that no turn takes away,
-/// would keep a processor busy.
+/// The loop sleeps as long as its doors let it: a deadline that has passed, and that no turn takes
+/// away, would keep a processor busy.
 #[test]
 fn a_suspended_door_lets_the_loop_sleep() {
     let mut disk = simulated("sleep");
@@ -241,8 +241,8 @@ fn a_suspended_door_lets_the_loop_sleep() {
     assert_eq!(disk.nbd.as_ref().unwrap().deadline(), None);
 }
 
-/// All slots are taken by NBD clients when a request comes into the ring. Its event is gone by the time
-/// they are free.
+/// All slots are taken by NBD clients when a request comes into the ring. Its event is gone by the
+/// time they are free.
 #[test]
 fn a_ring_that_found_no_room_is_looked_at_when_there_is_some() {
     let mut disk = simulated("room");

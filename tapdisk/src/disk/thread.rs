@@ -1,10 +1,11 @@
 //! The thread of a disk: its loop, and the commands of the control thread.
 //!
-//! Everything that can block on this disk's storage happens here: opening, closing, a system call that
-//! hangs. So it holds up this disk and nothing else; the control thread answers for it by its deadline.
+//! Everything that can block on this disk's storage happens here: opening, closing, a system call
+//! that hangs. So it holds up this disk and nothing else; the control thread answers for it by its
+//! deadline.
 //!
-//! A command sets a state; the loop's `settle` answers it when the state is reached. The loop never runs
-//! inside itself.
+//! A command sets a state; the loop's `settle` answers it when the state is reached. The loop never
+//! runs inside itself.
 
 use std::io;
 use std::path::PathBuf;
@@ -33,8 +34,8 @@ pub const COMPLETIONS: MioToken = MioToken(1);
 /// The first token of the first door.
 const DOORS: usize = TOKENS_PER_DOOR;
 
-/// How long a close goes on asking the driver to remove a block device that has just been closed by its
-/// last user: the driver says busy until that close is through.
+/// How long a close goes on asking the driver to remove a block device that has just been closed by
+/// its last user: the driver says busy until that close is through.
 pub(super) const REMOVE_PATIENCE: Duration = Duration::from_millis(500);
 /// How often it asks.
 pub(super) const REMOVE_INTERVAL: Duration = Duration::from_millis(10);
@@ -149,8 +150,8 @@ impl std::fmt::Debug for DiskThread {
 }
 
 impl DiskThread {
-    /// The thread's state; made on the thread itself, because a ring belongs to the thread that maps it.
-    /// A disk that comes with a ring (of a simulated driver) keeps it.
+    /// The thread's state; made on the thread itself, because a ring belongs to the thread that
+    /// maps it. A disk that comes with a ring (of a simulated driver) keeps it.
     ///
     /// # Errors
     /// When epoll, the queue or the ring cannot be had.
@@ -189,9 +190,9 @@ impl DiskThread {
         })
     }
 
-    /// Runs until detached; returns the ticket of that. When it is answered, nothing of the disk is left
-    /// but what is returned with it: the end of a context of Linux AIO takes the kernel 40 ms, which
-    /// nobody should wait for.
+    /// Runs until detached; returns the ticket of that. When it is answered, nothing of the disk is
+    /// left but what is returned with it: the end of a context of Linux AIO takes the kernel 40 ms,
+    /// which nobody should wait for.
     pub fn run(mut self) -> (Option<u64>, Disk) {
         while self.turn() {}
         let ticket = self.detached;
@@ -222,8 +223,8 @@ impl DiskThread {
         &self.disk
     }
 
-    /// Waits for events: not at all when there is more to do, for a batch of completions when many are
-    /// under way, else until something happens.
+    /// Waits for events: not at all when there is more to do, for a batch of completions when many
+    /// are under way, else until something happens.
     fn wait(&mut self) {
         if self.more && self.busy_turns < BUSY_TURNS_MAX {
             self.busy_turns += 1;
@@ -305,7 +306,8 @@ impl DiskThread {
         text
     }
 
-    /// The end of the thread: nothing of the disk is left but its queue and memory, which nobody sees.
+    /// The end of the thread: nothing of the disk is left but its queue and memory, which nobody
+    /// sees.
     fn take_down(mut self) -> Disk {
         self.close_doors();
         if let Some(ring) = self.disk.ring.take() {

@@ -2,14 +2,15 @@
 //!
 //! A room with `unsafe`: it lends the ring's data pages to the disk's memory, and takes them back.
 //!
-//! All of it happens on the one thread that opened and mapped the ring: the driver moves requests into
-//! the ring only inside poll, in the caller's context. So each turn that may have changed something
-//! polls once without waiting, takes all that there is, and responds to all that has ended with one
-//! call. Data goes between the ring's pages and the image file without a copy.
+//! All of it happens on the one thread that opened and mapped the ring: the driver moves requests
+//! into the ring only inside poll, in the caller's context. So each turn that may have changed
+//! something polls once without waiting, takes all that there is, and responds to all that has
+//! ended with one call. Data goes between the ring's pages and the image file without a copy.
 //!
 //! Invariants:
-//! * The pages are lent ([`Memory::set_ring`]) exactly while `ring` is mapped: from [`BlktapDoor::open`]
-//!   to [`BlktapDoor::close`], and for ever when requests are outstanding then.
+//! * The pages are lent ([`Memory::set_ring`]) exactly while `ring` is mapped: from
+//!   [`BlktapDoor::open`] to [`BlktapDoor::close`], and for ever when requests are outstanding
+//!   then.
 //! * A request that was taken is answered once, also when it is malformed.
 #![allow(unsafe_code)]
 
@@ -66,7 +67,8 @@ impl BlktapDoor {
     /// Opens and maps the ring of a minor, on the thread that will serve it.
     ///
     /// # Errors
-    /// What the driver says: ENXIO when the minor is not allocated, EBUSY when it is served already.
+    /// What the driver says: ENXIO when the minor is not allocated, EBUSY when it is served
+    /// already.
     pub fn open(path: &Path, memory: &mut Memory) -> Result<Self, DiskError> {
         let error = |error: io::Error, what| DiskError::io(&error, what).at(path);
         let ring = Ring::open(path).map_err(|refused| error(refused, "Cannot open the ring"))?;
@@ -79,10 +81,10 @@ impl BlktapDoor {
     /// What mapping says.
     pub fn new(ring: Ring, memory: &mut Memory) -> io::Result<Self> {
         let ring = ring.map().map_err(|(_, error)| error)?;
-        // SAFETY: `data_area` names the mapped data pages. They stay mapped until `close` of this door,
-        // which takes them out of the memory before it unmaps; a `MappedRing` that is dropped with
-        // requests outstanding leaves its pages mapped. No other ring is lent to this memory: a disk has
-        // one, and its thread makes it first.
+        // SAFETY: `data_area` names the mapped data pages. They stay mapped until `close` of this
+        // door, which takes them out of the memory before it unmaps; a `MappedRing` that is dropped
+        // with requests outstanding leaves its pages mapped. No other ring is lent to this memory:
+        // a disk has one, and its thread makes it first.
         unsafe { memory.set_ring(Some(ring.data_area())) };
         Ok(Self {
             ring,
@@ -140,21 +142,21 @@ impl BlktapDoor {
         self.statistics
     }
 
-    /// There may be requests that no event will announce: answers made room for them in the ring, or
-    /// they found no room in the disk.
+    /// There may be requests that no event will announce: answers made room for them in the ring,
+    /// or they found no room in the disk.
     #[must_use]
     pub fn is_ready(&self) -> bool {
         self.look && !self.suspended && self.dead.is_none()
     }
 
-    /// Gives the ring back to the driver. With requests outstanding its pages stay mapped for ever, and
-    /// in the memory.
+    /// Gives the ring back to the driver. With requests outstanding its pages stay mapped for ever,
+    /// and in the memory.
     pub fn unmap(mut self, registry: &Registry, memory: &mut Memory) {
         self.flush(memory);
         let _ = registry.deregister(&mut SourceFd(&self.ring.as_fd().as_raw_fd()));
         if self.ring.outstanding() == 0 {
-            // SAFETY: no request is outstanding, so no I/O uses the pages; they are mapped until the
-            // next statement.
+            // SAFETY: no request is outstanding, so no I/O uses the pages; they are mapped until
+            // the next statement.
             unsafe { memory.set_ring(None) };
             drop(self.ring.unmap());
         } else {

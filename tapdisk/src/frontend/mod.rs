@@ -63,7 +63,8 @@ pub trait Frontend {
     fn ready(&mut self, number: usize, readable: bool, writable: bool);
 
     /// Takes what has come in and starts it; stops when there is no room or nothing more.
-    /// Returns whether it left work behind that no event will announce: then the loop does not sleep.
+    /// Returns whether it left work behind that no event will announce: then the loop does not
+    /// sleep.
     fn pull(&mut self, intake: &mut dyn Intake) -> bool;
 
     /// Takes the answer to a request that it started.

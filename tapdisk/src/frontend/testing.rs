@@ -1,5 +1,5 @@
-//! The inside of a disk as a door sees it, for tests of doors: a vector of bytes that answers when it
-//! is told to, in any order.
+//! The inside of a disk as a door sees it, for tests of doors: a vector of bytes that answers when
+//! it is told to, in any order.
 
 use nix::errno::Errno;
 

@@ -1,8 +1,8 @@
 //! Images: what a disk is stored in. Open set, one file or folder each, one row in [`TYPES`].
 //!
-//! An image answers *where* the bytes of a run are; it makes no system call on the data path. The chain
-//! turns its answers into I/O for the queue. Opening and closing may block: they run on the disk's own
-//! thread while it serves nobody.
+//! An image answers *where* the bytes of a run are; it makes no system call on the data path. The
+//! chain turns its answers into I/O for the queue. Opening and closing may block: they run on the
+//! disk's own thread while it serves nobody.
 
 mod null;
 mod ram;
@@ -25,8 +25,8 @@ pub struct ImageInfo {
     pub sector_size: u32,
 }
 
-/// Where the start of a run is. `len` is how much of the run it holds for: at least 1 byte, a multiple
-/// of the sector size, at most the run.
+/// Where the start of a run is. `len` is how much of the run it holds for: at least 1 byte, a
+/// multiple of the sector size, at most the run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mapping {
     /// In a file of the queue.
@@ -89,8 +89,8 @@ pub struct ImageType {
     open: Option<OpenFunction>,
 }
 
-/// All types with a name. Names and numbers are those of blktap; a type without a function is known and
-/// not implemented (ENOSYS), an unknown one is ENOENT.
+/// All types with a name. Names and numbers are those of blktap; a type without a function is known
+/// and not implemented (ENOSYS), an unknown one is ENOENT.
 pub const TYPES: &[ImageType] = &[
     ImageType { name: "aio", id: 0, open: Some(raw::open) },
     ImageType { name: "sync", id: 1, open: None },

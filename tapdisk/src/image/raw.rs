@@ -1,9 +1,10 @@
 //! `aio:/path`: a file or block device whose bytes are the disk's bytes.
 //!
 //! Opened with O_DIRECT where the file system takes it in units of 512 bytes; else through the page
-//! cache, which is slower and no less durable: a flush is an fdatasync either way. The flag `-D` asks
-//! for the page cache. A block device with 4096-byte sectors gives the disk such sectors; a file never
-//! does, whatever it lies on, because a guest's partition table would not survive the move.
+//! cache, which is slower and no less durable: a flush is an fdatasync either way. The flag `-D`
+//! asks for the page cache. A block device with 4096-byte sectors gives the disk such sectors; a
+//! file never does, whatever it lies on, because a guest's partition table would not survive the
+//! move.
 
 use std::fs::{File, FileType, OpenOptions};
 use std::io;
@@ -66,9 +67,9 @@ pub(super) fn open_file(path: &Path, flags: OpenFlags) -> Result<(File, bool), D
     }
 }
 
-/// What may be an image. Asked before it is opened: to open a FIFO is to wait for a writer. O_NONBLOCK
-/// would not wait, but then a drive without a medium opens too, instead of saying ENOMEDIUM, and
-/// io_uring gives up on what would wait.
+/// What may be an image. Asked before it is opened: to open a FIFO is to wait for a writer.
+/// O_NONBLOCK would not wait, but then a drive without a medium opens too, instead of saying
+/// ENOMEDIUM, and io_uring gives up on what would wait.
 fn check_kind(kind: FileType) -> Result<(), DiskError> {
     if kind.is_file() || kind.is_block_device() {
         return Ok(());
@@ -128,7 +129,8 @@ fn sector_size_of(file: &File) -> Result<u32, DiskError> {
     }
 }
 
-/// Whether direct I/O works in the disk's own unit. A file on storage with larger blocks says EINVAL.
+/// Whether direct I/O works in the disk's own unit. A file on storage with larger blocks says
+/// EINVAL.
 fn takes_direct_sectors(file: &File, info: ImageInfo) -> bool {
     let mut page = crate::sys::AlignedPage::default();
     let sector = info.sector_size as usize;

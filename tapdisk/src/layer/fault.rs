@@ -1,8 +1,8 @@
 //! `fault:` and `stuck:`: requests that fail, or that never end, by a seeded draw.
 //!
 //! Options, separated by commas: `percent=N` of the requests (default 100), `after=N` requests pass
-//! first (default 0), `count=N` at most (default no limit), `op=read|write|flush|any` (default any),
-//! `errno=EIO|…` (only for `fault`), `seed=N`.
+//! first (default 0), `count=N` at most (default no limit), `op=read|write|flush|any` (default
+//! any), `errno=EIO|…` (only for `fault`), `seed=N`.
 
 use nix::errno::Errno;
 

@@ -1,9 +1,9 @@
 //! `integrity`: remembers a sum of each sector that is written and compares it when it is read.
 //!
-//! A sector's entry is one of: unknown (never written here), a sum, or busy (writes under way). A read is
-//! compared only where no write began or ended between its start and its end: the sum of the entries,
-//! taken at both times, says so. Two writes to one sector at once leave it unknown, because nothing says
-//! which came last.
+//! A sector's entry is one of: unknown (never written here), a sum, or busy (writes under way). A
+//! read is compared only where no write began or ended between its start and its end: the sum of
+//! the entries, taken at both times, says so. Two writes to one sector at once leave it unknown,
+//! because nothing says which came last.
 //!
 //! Costs 8 bytes of memory for each 512 of the disk, so disks above [`SIZE_MAX`] are refused.
 

@@ -40,7 +40,8 @@ pub trait Layer: Send {
     ) -> Status;
 }
 
-/// A layer as the command line names it: `fault:percent=5,errno=EIO`, `stuck:after=100`, `integrity`.
+/// A layer as the command line names it: `fault:percent=5,errno=EIO`, `stuck:after=100`,
+/// `integrity`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LayerSpec {
     /// Fails or holds requests.

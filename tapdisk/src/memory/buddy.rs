@@ -1,8 +1,8 @@
 //! Runs of pages of the arena, by the buddy method: no allocation, no search, little waste.
 //!
-//! A block of order `n` is `2^n` pages and starts on a multiple of its size; its buddy is the block it
-//! was split from the same parent with. Free blocks of one order hang in a list whose links stand in a
-//! table beside the pages, never in the pages.
+//! A block of order `n` is `2^n` pages and starts on a multiple of its size; its buddy is the block
+//! it was split from the same parent with. Free blocks of one order hang in a list whose links
+//! stand in a table beside the pages, never in the pages.
 
 const NONE: u32 = u32::MAX;
 const ORDERS: usize = 20;

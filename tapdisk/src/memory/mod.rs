@@ -4,8 +4,8 @@
 //! here is that turned into an address, after one check of the bounds.
 //!
 //! Invariants:
-//! * A region's mapping stays until the `Memory` is dropped, or for ever when I/O could not be drained
-//!   ([`Memory::leak`]): memory handed to the kernel is never unmapped under it.
+//! * A region's mapping stays until the `Memory` is dropped, or for ever when I/O could not be
+//!   drained ([`Memory::leak`]): memory handed to the kernel is never unmapped under it.
 //! * No `&[u8]` to a region exists outside this file: the kernel, and for the ring another kernel
 //!   component, may write there at any time. Bytes are copied in and out.
 //!
@@ -27,8 +27,8 @@ pub const PAGE_SIZE: u32 = 4096;
 
 /// The most segments that go into one system call on a socket.
 ///
-/// 128: 64 replies with a header and data each; more than the requests that one client has in flight
-/// in any workload that we measure.
+/// 128: 64 replies with a header and data each; more than the requests that one client has in
+/// flight in any workload that we measure.
 const SOCKET_IOVECS_MAX: usize = 128;
 
 /// Whose memory a segment lies in.
@@ -86,8 +86,8 @@ pub struct Memory {
     leaked: bool,
 }
 
-// SAFETY: the pointers are into mappings that this value owns (arena) or whose owner promised to keep
-// them (ring, see `set_ring`); neither is tied to a thread.
+// SAFETY: the pointers are into mappings that this value owns (arena) or whose owner promised to
+// keep them (ring, see `set_ring`); neither is tied to a thread.
 unsafe impl Send for Memory {}
 
 impl Memory {
@@ -111,8 +111,9 @@ impl Memory {
     /// Adds the data pages of the kernel's ring, or takes them away again.
     ///
     /// # Safety
-    /// `base` is the start of `len` bytes that stay mapped, readable and writable until this is called
-    /// again or the `Memory` is dropped, and no I/O on segments of the ring is under way then.
+    /// `base` is the start of `len` bytes that stay mapped, readable and writable until this is
+    /// called again or the `Memory` is dropped, and no I/O on segments of the ring is under way
+    /// then.
     pub unsafe fn set_ring(&mut self, ring: Option<(*mut u8, usize)>) {
         self.ring = ring.map(|(base, len)| Region { base, len });
     }
@@ -122,8 +123,8 @@ impl Memory {
         self.leaked = true;
     }
 
-    /// A buffer of at least `bytes` bytes, page-aligned; `None` when the arena has no such run left.
-    /// Its contents are what was there before.
+    /// A buffer of at least `bytes` bytes, page-aligned; `None` when the arena has no such run
+    /// left. Its contents are what was there before.
     pub fn allocate(&mut self, bytes: u32) -> Option<Segment> {
         let pages = bytes.div_ceil(PAGE_SIZE).max(1);
         let page = self.buddy.allocate(pages)?;
@@ -178,8 +179,8 @@ impl Memory {
     #[inline]
     pub fn zero(&mut self, segment: Segment) {
         let base = self.address(segment);
-        // SAFETY: `address` checked that len bytes from base are inside one mapping; writes of bytes
-        // have no alignment to keep.
+        // SAFETY: `address` checked that len bytes from base are inside one mapping; writes of
+        // bytes have no alignment to keep.
         unsafe { base.write_bytes(0, segment.len as usize) };
     }
 
@@ -227,14 +228,15 @@ impl Memory {
     /// `Ok(0)` is the end of the stream.
     pub fn receive(&mut self, socket: BorrowedFd<'_>, segments: &[Segment]) -> io::Result<usize> {
         let mut header = self.message(segments);
-        // SAFETY: the header names `count` initialised iovecs of live, writable mappings, checked by
-        // `address`; both outlive the call.
+        // SAFETY: the header names `count` initialised iovecs of live, writable mappings, checked
+        // by `address`; both outlive the call.
         let result =
             unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut header, libc::MSG_DONTWAIT) };
         usize::try_from(result).map_err(|_| io::Error::last_os_error())
     }
 
-    /// Sends the segments to a socket, in order, at most the first 128 of them; never raises SIGPIPE.
+    /// Sends the segments to a socket, in order, at most the first 128 of them; never raises
+    /// SIGPIPE.
     ///
     /// # Errors
     /// What sendmsg says; `WouldBlock` when the socket's buffer is full.

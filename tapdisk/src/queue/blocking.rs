@@ -1,5 +1,5 @@
-//! Operations that have no asynchronous form everywhere: fdatasync, fallocate, lseek; and the helper
-//! thread that does them where they would block the loop.
+//! Operations that have no asynchronous form everywhere: fdatasync, fallocate, lseek; and the
+//! helper thread that does them where they would block the loop.
 //!
 //! The thread is started when it is first needed, and one is enough: what it does is rare, and the
 //! journal of a file system puts most of it in a row anyway.
@@ -141,8 +141,9 @@ impl Worker {
         out.append(&mut lists.results);
     }
 
-    /// Lets the thread end; waits for it only when it has nothing left to do. Otherwise it keeps what
-    /// it uses (the files, never the memory of an I/O) and ends by itself, should it come back.
+    /// Lets the thread end; waits for it only when it has nothing left to do. Otherwise it keeps
+    /// what it uses (the files, never the memory of an I/O) and ends by itself, should it come
+    /// back.
     pub(super) fn stop(self, join: bool) {
         {
             let mut lists = self.shared.lock();

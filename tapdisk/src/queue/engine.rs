@@ -1,8 +1,8 @@
 //! The closed set of engines, and the words that the queue speaks with them.
 //!
-//! An engine is given requests (`stage`), hands them to the kernel (`submit`, which tells how many it
-//! accepted and why not the next one) and gives results back (`reap`). It knows nothing of merging,
-//! continuation or order.
+//! An engine is given requests (`stage`), hands them to the kernel (`submit`, which tells how many
+//! it accepted and why not the next one) and gives results back (`reap`). It knows nothing of
+//! merging, continuation or order.
 
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -144,8 +144,8 @@ pub(super) fn encode_error(errno: Errno) -> i64 {
     -i64::from(errno as i32)
 }
 
-/// How a `submit` went: how many of the staged ones, from the oldest, the kernel accepted, and what it
-/// said to the next one, if it said something.
+/// How a `submit` went: how many of the staged ones, from the oldest, the kernel accepted, and what
+/// it said to the next one, if it said something.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Submitted {
     pub(super) accepted: usize,
@@ -197,8 +197,8 @@ impl Engine {
         }
     }
 
-    /// The kernel refused a sync as unknown: the helper thread does them from now on. False when the
-    /// engine has no such doubt: then it was a real error.
+    /// The kernel refused a sync as unknown: the helper thread does them from now on. False when
+    /// the engine has no such doubt: then it was a real error.
     pub(super) fn give_up_sync(&mut self) -> bool {
         match self {
             Self::Aio(aio) => aio.give_up_sync(),

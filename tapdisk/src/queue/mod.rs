@@ -7,23 +7,24 @@
 //!                   └── a merge that failed: parts alone <─┘
 //! ```
 //!
-//! One owner, one thread: a loop turn is `reap`, work, `push` as often as there is room, one `submit`.
-//! The engine (Linux AIO, io_uring, plain system calls, a simulation) is chosen when the queue is
-//! made; all of them give the same results and the same file contents for the same requests.
+//! One owner, one thread: a loop turn is `reap`, work, `push` as often as there is room, one
+//! `submit`. The engine (Linux AIO, io_uring, plain system calls, a simulation) is chosen when the
+//! queue is made; all of them give the same results and the same file contents for the same
+//! requests.
 //!
 //! Invariants:
 //! * An I/O is in exactly one place: waiting, in the engine, with the helper thread, or among the
 //!   completions that `reap` has not handed out yet. Its key (index and generation) names it there.
-//! * What was pushed first is submitted first. Only a continuation goes to the front: it is the older
-//!   one.
-//! * `Done` means all of it: a short result is continued, an I/O merged with neighbours that failed is
-//!   run again alone.
+//! * What was pushed first is submitted first. Only a continuation goes to the front: it is the
+//!   older one.
+//! * `Done` means all of it: a short result is continued, an I/O merged with neighbours that failed
+//!   is run again alone.
 //! * Nothing is allocated after [`Queue::new`], but for the helper thread when it is first needed.
 //!
 //! What the caller owes:
 //! * The memory of an I/O stays mapped, and is not used for anything else, until its completion was
-//!   reaped. When a queue with [`Queue::in_flight`] above zero is given up, the memory is left behind
-//!   ([`Memory::leak`]).
+//!   reaped. When a queue with [`Queue::in_flight`] above zero is given up, the memory is left
+//!   behind ([`Memory::leak`]).
 //! * Order: I/Os in flight at the same time may be done in any order. Who needs one after the other
 //!   pushes the second after reaping the first. A flush covers the writes whose completions were
 //!   reaped before it was pushed, and no others.
@@ -67,15 +68,15 @@ pub use files::{FILES_MAX, FileId};
 
 /// The most iovecs of one merged I/O.
 ///
-/// Measured (docs/queue.md): 64 takes five requests of eleven pages together, and a third off the CPU
-/// time of reading them; 128 gains nothing beyond the noise. A bound of 8, what the kernel copies
-/// without allocating, would merge no two of them.
+/// Measured (docs/queue.md): 64 takes five requests of eleven pages together, and a third off the
+/// CPU time of reading them; 128 gains nothing beyond the noise. A bound of 8, what the kernel
+/// copies without allocating, would merge no two of them.
 pub const MERGE_IOVECS_MAX: usize = 64;
 
 /// The most bytes of one merged I/O.
 ///
-/// 1 MiB: about what Linux gives a disk in one request (`max_sectors_kb` is 1,280 by default); a larger
-/// one is cut again below us, and its first part would wait for all of it.
+/// 1 MiB: about what Linux gives a disk in one request (`max_sectors_kb` is 1,280 by default); a
+/// larger one is cut again below us, and its first part would wait for all of it.
 pub const MERGE_BYTES_MAX: u64 = 1 << 20;
 
 /// How long a queue that is dropped with I/O in flight waits for it before it leaves it behind.
@@ -228,8 +229,8 @@ impl Queue {
     /// A queue on the given engine.
     ///
     /// # Errors
-    /// What the kernel says; the text tells what is missing and what would help. An AIO context that
-    /// does not fit into the system's limit is tried with half the depth, down to 32.
+    /// What the kernel says; the text tells what is missing and what would help. An AIO context
+    /// that does not fit into the system's limit is tried with half the depth, down to 32.
     ///
     /// # Panics
     /// When a size is zero or absurd (more than 65,535 I/Os, more than 1,024 iovecs).
@@ -288,8 +289,8 @@ impl Queue {
     /// Registers the one event that tells of completions. Nobody needs to read it: every completion
     /// signals anew, and epoll waits for edges.
     ///
-    /// With io_uring a wait may also end with EINTR when an I/O ends (the kernel interrupts the thread
-    /// to finish it): that is a reason to reap like the event.
+    /// With io_uring a wait may also end with EINTR when an I/O ends (the kernel interrupts the
+    /// thread to finish it): that is a reason to reap like the event.
     ///
     /// # Errors
     /// What epoll says.
@@ -305,8 +306,8 @@ impl Queue {
         registry.deregister(&mut SourceFd(&self.event.as_raw_fd()))
     }
 
-    /// Adds a file; `None` when there are [`FILES_MAX`] already. A simulated queue works on a copy of
-    /// its present contents.
+    /// Adds a file; `None` when there are [`FILES_MAX`] already. A simulated queue works on a copy
+    /// of its present contents.
     pub fn add_file(&mut self, file: Arc<File>) -> Option<FileId> {
         let id = self.files.add(file)?;
         if let Engine::Sim(sim) = &mut self.engine {
@@ -344,8 +345,8 @@ impl Queue {
     ///
     /// # Panics
     /// When there is no room, or the I/O is malformed: no such file, more than [`SEGMENTS_MAX`]
-    /// segments, a segment outside its region, a length that is zero or not the sum of the segments,
-    /// or a range that ends past the largest offset of a file.
+    /// segments, a segment outside its region, a length that is zero or not the sum of the
+    /// segments, or a range that ends past the largest offset of a file.
     #[inline(always)]
     pub fn push(&mut self, memory: &Memory, io: &Io<'_>) {
         assert!(self.has_room(), "push without room");
@@ -365,8 +366,8 @@ impl Queue {
 
     /// Hands out what has ended; returns how many. No system call when nothing has.
     ///
-    /// Everything is taken out of the engine before the first one is handed out. A continuation of a
-    /// short I/O found here starts at the next [`Queue::submit`].
+    /// Everything is taken out of the engine before the first one is handed out. A continuation of
+    /// a short I/O found here starts at the next [`Queue::submit`].
     pub fn reap(&mut self, mut each: impl FnMut(Completion)) -> usize {
         self.collect();
         let count = self.ready.len();
@@ -403,9 +404,9 @@ impl Queue {
         self.raw.clear();
     }
 
-    /// Waits until `at_least` I/Os have ended (merged ones count once), or for `timeout`, or until a
-    /// signal. For a busy loop that would rather handle several completions per turn: only useful with
-    /// many in flight. `reap` hands them out.
+    /// Waits until `at_least` I/Os have ended (merged ones count once), or for `timeout`, or until
+    /// a signal. For a busy loop that would rather handle several completions per turn: only useful
+    /// with many in flight. `reap` hands them out.
     pub fn wait_batch(&mut self, at_least: usize, timeout: Duration) {
         if !self.ready.is_empty() || !self.raw.is_empty() {
             return;
@@ -421,12 +422,12 @@ impl Queue {
         }
     }
 
-    /// Whether a turn of the loop has something to do here although no event may come: completions to
-    /// reap, or I/Os that nothing stands in the way of.
+    /// Whether a turn of the loop has something to do here although no event may come: completions
+    /// to reap, or I/Os that nothing stands in the way of.
     #[must_use]
     pub fn is_ready(&self) -> bool {
-        // What the kernel had no room for is tried again after a completion; what nobody has offered
-        // to it yet must not wait for one.
+        // What the kernel had no room for is tried again after a completion; what nobody has
+        // offered to it yet must not wait for one.
         let can_submit = if self.staged.is_empty() {
             self.table.waiting() > 0 && self.in_kernel < self.config.engine_depth
         } else {
@@ -459,8 +460,8 @@ impl Queue {
         table.cancel_running(|key| engine.cancel(key));
     }
 
-    /// How many I/Os the engine and the helper thread hold: memory and files of these may be touched
-    /// at any time.
+    /// How many I/Os the engine and the helper thread hold: memory and files of these may be
+    /// touched at any time.
     #[must_use]
     pub fn in_flight(&self) -> usize {
         self.table.used() - self.table.waiting()
@@ -509,9 +510,9 @@ impl Queue {
 }
 
 impl Drop for Queue {
-    /// Waits a little for what is in flight; what does not come back is left behind: the AIO context
-    /// is then not destroyed (that would wait for ever), the helper thread not joined. The caller's
-    /// memory is the caller's to leak.
+    /// Waits a little for what is in flight; what does not come back is left behind: the AIO
+    /// context is then not destroyed (that would wait for ever), the helper thread not joined. The
+    /// caller's memory is the caller's to leak.
     fn drop(&mut self) {
         if std::thread::panicking() {
             // Our own invariants may be broken: touch nothing more.

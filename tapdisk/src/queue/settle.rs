@@ -52,8 +52,8 @@ impl Queue {
             self.settle_one(head, result);
             return;
         }
-        // The bytes that are done, from the start of the group on; none when it failed, whatever the
-        // error: each part finds its own.
+        // The bytes that are done, from the start of the group on; none when it failed, whatever
+        // the error: each part finds its own.
         let mut done = u64::try_from(result).unwrap_or(0);
         let mut undone = NONE;
         let mut index = head;
@@ -118,9 +118,9 @@ impl Queue {
             self.files.set_plain_only(file);
             self.sync_next(index);
         } else if bytes == 0 || bytes > left {
-            // A read: the end of the file, where there should be data. A write that writes nothing and
-            // says nothing: not ENOSPC, which is a promise that space would help; the kernel says
-            // that itself. More than asked for: nothing to trust.
+            // A read: the end of the file, where there should be data. A write that writes nothing
+            // and says nothing: not ENOSPC, which is a promise that space would help; the kernel
+            // says that itself. More than asked for: nothing to trust.
             self.finish(index, Status::Failed(Errno::EIO), None);
         } else {
             entry.done += bytes;
@@ -187,8 +187,8 @@ impl Queue {
         self.again(index);
     }
 
-    /// Back to the front of the FIFO, for what is left of it; alone from now on. One that was cancelled
-    /// ends instead.
+    /// Back to the front of the FIFO, for what is left of it; alone from now on. One that was
+    /// cancelled ends instead.
     fn again(&mut self, index: u32) {
         let entry = self.table.get_mut(index);
         entry.alone = true;
@@ -207,7 +207,8 @@ impl Queue {
         self.end(index, status, extent);
     }
 
-    /// Ends an I/O that is not counted as failed. Always inlined: a sixth of the way up is its call.
+    /// Ends an I/O that is not counted as failed. Always inlined: a sixth of the way up is its
+    /// call.
     #[inline(always)]
     fn end(&mut self, index: u32, status: Status, extent: Option<Extent>) {
         let (tag, file) = self.table.release(index);

@@ -5,9 +5,9 @@
 //! it end. Each I/O that the engine accepts has a number, from zero on, in the order of acceptance;
 //! faults are laid on numbers. A merged I/O has one number, and so has each continuation.
 //!
-//! What it models of durability: a write is in the file as soon as it has ended, and survives a power
-//! cut for certain only when it was durable or a flush ended after it. Sectors of 512 bytes are
-//! atomic; everything else about an unflushed write may be torn.
+//! What it models of durability: a write is in the file as soon as it has ended, and survives a
+//! power cut for certain only when it was durable or a flush ended after it. Sectors of 512 bytes
+//! are atomic; everything else about an unflushed write may be torn.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::os::unix::fs::FileExt;
@@ -408,7 +408,8 @@ fn tear(change: &Change, contents: &mut Vec<u8>, random: &mut u64) {
     }
 }
 
-/// What the range starts with: runs of zeros in whole units are holes, and so is what is past the end.
+/// What the range starts with: runs of zeros in whole units are holes, and so is what is past the
+/// end.
 fn extent(contents: &[u8], op: &Op) -> Extent {
     let end = op.offset + op.len;
     let is_hole = |at: usize| {

@@ -16,9 +16,9 @@ impl Queue {
     /// Starts what was pushed: once per turn of the loop. What the engine has no place for stays
     /// waiting, in order, and is tried again at the next call.
     ///
-    /// `lone`: the caller sees one request at a time. Then a single read or write, with nothing else
-    /// in flight, runs here and now and its completion is there for [`Queue::reap`]: one system call
-    /// instead of three.
+    /// `lone`: the caller sees one request at a time. Then a single read or write, with nothing
+    /// else in flight, runs here and now and its completion is there for [`Queue::reap`]: one
+    /// system call instead of three.
     pub fn submit(&mut self, lone: bool) {
         if lone {
             self.run_lone();
@@ -79,8 +79,8 @@ impl Queue {
         span
     }
 
-    /// Takes the oldest one that waits, with those behind it that it can be merged with, to the engine
-    /// or the helper thread.
+    /// Takes the oldest one that waits, with those behind it that it can be merged with, to the
+    /// engine or the helper thread.
     fn stage_front(&mut self) {
         let head = self.table.front();
         let first = self.table.take_front(State::Engine);
@@ -104,8 +104,8 @@ impl Queue {
         self.staged.push(head);
     }
 
-    /// Whether the oldest one that waits goes on where a group of `len` bytes in `pieces` pieces ends:
-    /// same file, same step, within the bounds.
+    /// Whether the oldest one that waits goes on where a group of `len` bytes in `pieces` pieces
+    /// ends: same file, same step, within the bounds.
     #[inline]
     fn goes_on(&self, verb: Verb, file: FileId, offset: u64, len: u64, pieces: usize) -> bool {
         let index = self.table.front();
@@ -143,7 +143,8 @@ impl Queue {
         (len, span)
     }
 
-    /// Gives an operation that would block to the helper thread, which is started for the first one.
+    /// Gives an operation that would block to the helper thread, which is started for the first
+    /// one.
     fn give_worker(&mut self, index: u32) {
         if self.worker.is_none() {
             match Worker::start(self.config.capacity, Arc::clone(&self.event)) {

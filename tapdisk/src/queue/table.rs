@@ -1,8 +1,8 @@
-//! The fixed table of I/Os that the queue knows: a slab with a free list, and the FIFO of those that
-//! wait, threaded through it.
+//! The fixed table of I/Os that the queue knows: a slab with a free list, and the FIFO of those
+//! that wait, threaded through it.
 //!
-//! An I/O is named towards the engines by its key: index and generation. A result whose key does not
-//! name a running I/O is our own error (or the kernel's), and asserted.
+//! An I/O is named towards the engines by its key: index and generation. A result whose key does
+//! not name a running I/O is our own error (or the kernel's), and asserted.
 
 use super::engine::Verb;
 use super::{FileId, Io, IoOp, Tag};

@@ -29,8 +29,8 @@ pub(super) enum Kind {
     Leave,
 }
 
-/// Flags of open and resume for what is not built: refused, because a disk without the mirror, the cache
-/// or the log that was asked for is not the disk that was asked for.
+/// Flags of open and resume for what is not built: refused, because a disk without the mirror, the
+/// cache or the log that was asked for is not the disk that was asked for.
 const REFUSED: &[(Flags, &str)] = &[
     (Flags::ADD_CACHE, "a block cache"),
     (Flags::VHD_INDEX, "a VHD index"),
@@ -143,8 +143,8 @@ impl Server {
         self.command(index, minor, Kind::Detach, Command::Detach)
     }
 
-    /// Takes a disk off the table. Commands that came while it was on its way out reach nobody, so they
-    /// are answered here.
+    /// Takes a disk off the table. Commands that came while it was on its way out reach nobody, so
+    /// they are answered here.
     fn forget(&mut self, minor: u16) {
         self.disks.remove(minor);
         while let Some(ticket) = self.disks.pending_of(minor) {

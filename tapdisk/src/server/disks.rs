@@ -133,7 +133,8 @@ impl Disks {
         }
     }
 
-    /// Locks the minor and starts the thread of a disk; the thread answers the ticket when it is there.
+    /// Locks the minor and starts the thread of a disk; the thread answers the ticket when it is
+    /// there.
     pub(super) fn attach(
         &mut self,
         minor: u16,

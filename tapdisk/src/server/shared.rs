@@ -1,4 +1,5 @@
-//! What the thread of a disk shows to the control thread, so that `list` and `stats` never wait for it.
+//! What the thread of a disk shows to the control thread, so that `list` and `stats` never wait for
+//! it.
 //!
 //! Counters are atomics, written once in a turn; the rest stands behind a mutex that is locked only
 //! when the disk changes its state, and never while anything blocks.

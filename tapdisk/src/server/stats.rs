@@ -14,7 +14,8 @@ pub(super) fn one(disk: &DiskShared, log_dropped: u64) -> String {
 
 /// The documents of all disks, as a list.
 pub(super) fn all<'a>(disks: impl Iterator<Item = &'a DiskShared>, log_dropped: u64) -> String {
-    // A view borrows from its disk's copy, so each is written by itself and the list around them here.
+    // A view borrows from its disk's copy, so each is written by itself and the list around them
+    // here.
     let documents: Vec<String> =
         disks.map(|disk| with_view(disk, log_dropped, &mut |view| stats_json(view))).collect();
     if documents.is_empty() {

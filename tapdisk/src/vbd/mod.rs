@@ -1,8 +1,8 @@
 //! A virtual block device: slots, retries, order of flushes, drain. Single owner, no lock.
 //!
 //! Doors start requests through [`Vbd::intake`]; the chain maps them; the queue runs them; the loop
-//! fetches their ends with [`Vbd::answers`]. The lifecycle (open, pause, close) is the loop's business:
-//! here it is only whether there is a chain, and whether requests are drained.
+//! fetches their ends with [`Vbd::answers`]. The lifecycle (open, pause, close) is the loop's
+//! business: here it is only whether there is a chain, and whether requests are drained.
 //!
 //! Invariants:
 //! * A request that was started is answered exactly once.
@@ -33,16 +33,16 @@ pub const SLOTS: u16 = 256;
 /// I/Os that the queue of one disk holds: one for each slot, and some for requests in several runs.
 pub const QUEUE_CAPACITY: usize = 512;
 
-/// The memory of a disk for doors that bring none: what 32 NBD connections receive into (4 MiB), and
-/// three requests of the largest size, or three thousand of a page. Pages that are never touched cost
-/// nothing: a disk with one client stays in the few that are used again and again.
+/// The memory of a disk for doors that bring none: what 32 NBD connections receive into (4 MiB),
+/// and three requests of the largest size, or three thousand of a page. Pages that are never
+/// touched cost nothing: a disk with one client stays in the few that are used again and again.
 pub const ARENA_BYTES: usize = 16 << 20;
 
 /// How long a request that failed for a passing reason waits before it is tried again.
 pub const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
-/// How long a request is tried again before the guest sees the error, unless the disk is opened with
-/// another time.
+/// How long a request is tried again before the guest sees the error, unless the disk is opened
+/// with another time.
 pub const RETRY_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// With requests running and none ending for so long, the state is logged, once.
@@ -196,8 +196,8 @@ impl Vbd {
         }
     }
 
-    /// Begins a request that is running, for the first time or again. Always inlined, as what it calls:
-    /// a request goes this way once, and entering and leaving functions was a fifth of it.
+    /// Begins a request that is running, for the first time or again. Always inlined, as what it
+    /// calls: a request goes this way once, and entering and leaving functions was a fifth of it.
     #[inline(always)]
     fn begin(&mut self, index: SlotIndex) {
         let slot = self.slots.get_mut(index);
@@ -352,7 +352,8 @@ impl Vbd {
         self.advance(index);
     }
 
-    /// Hands every request that has ended to `deliver`, with the door that it came from, and frees it.
+    /// Hands every request that has ended to `deliver`, with the door that it came from, and frees
+    /// it.
     pub fn answers(
         &mut self,
         mut deliver: impl FnMut(DoorIndex, Token, Answer, &mut Memory),
@@ -400,7 +401,8 @@ impl Vbd {
         barks
     }
 
-    /// Ends by force every request that no I/O is under way for, and asks the queue to cancel the rest.
+    /// Ends by force every request that no I/O is under way for, and asks the queue to cancel the
+    /// rest.
     pub fn shut_down(&mut self) {
         for place in [Place::Held, Place::AwaitingWrites, Place::Parked] {
             while let Some(index) = self.slots.first(place) {

@@ -9,9 +9,10 @@
 //!                    held              a layer keeps it for ever
 //! ```
 //!
-//! Lists are links in tables: taking, moving and freeing a slot allocates nothing. Those that run are
-//! only counted: they are found by their number, when their I/O ends. Those that are free are a stack,
-//! those that have finished a row that is answered from its front: every request passes there.
+//! Lists are links in tables: taking, moving and freeing a slot allocates nothing. Those that run
+//! are only counted: they are found by their number, when their I/O ends. Those that are free are a
+//! stack, those that have finished a row that is answered from its front: every request passes
+//! there.
 
 use crate::request::{Extent, Op, Request, Segments, Token};
 use crate::status::Status;

@@ -158,8 +158,8 @@ impl Rig {
     }
 }
 
-/// A flush that becomes possible after the submit of a turn must not wait for the end of a read, which
-/// may be far away: the loop may not sleep before it has submitted it.
+/// A flush that becomes possible after the submit of a turn must not wait for the end of a read,
+/// which may be far away: the loop may not sleep before it has submitted it.
 #[test]
 fn a_flush_that_a_late_completion_lets_go_is_submitted_before_the_loop_sleeps() {
     let mut rig = Rig::new("late");
@@ -355,8 +355,8 @@ fn fault() -> impl Strategy<Value = Fault> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(200))]
 
-    /// Each request is answered once, whatever fails; what a successful read returns and what the file
-    /// holds in the end is what successful writes left (one write to a sector at a time).
+    /// Each request is answered once, whatever fails; what a successful read returns and what the
+    /// file holds in the end is what successful writes left (one write to a sector at a time).
     #[test]
     fn every_request_is_answered_once(
         steps in prop::collection::vec(step(), 1..120),

@@ -69,6 +69,11 @@ fn every_source_file_says_first_what_it_is() {
 }
 
 #[test]
+fn no_comment_is_wider_than_a_hundred_columns() {
+    hold(SOURCE, rules::wide);
+}
+
+#[test]
 fn no_source_file_is_longer_than_six_hundred_lines() {
     hold(SOURCE, rules::long);
 }

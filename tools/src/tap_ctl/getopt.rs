@@ -1,8 +1,8 @@
-//! Short options as GNU getopt reads them: `-R`, `-Rp5`, `-p 5`, operands anywhere between, `--` ends
-//! options; and a few long ones that are recognised only when they are written out.
+//! Short options as GNU getopt reads them: `-R`, `-Rp5`, `-p 5`, operands anywhere between, `--`
+//! ends options; and a few long ones that are recognised only when they are written out.
 //!
-//! The long ones are ours. Where getopt sees `--json` it complains about `-`; nobody depends on that for
-//! a name which exists.
+//! The long ones are ours. Where getopt sees `--json` it complains about `-`; nobody depends on
+//! that for a name which exists.
 
 use std::ffi::{OsStr, OsString};
 use std::fmt;

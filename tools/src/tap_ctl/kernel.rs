@@ -1,7 +1,7 @@
 //! Minors of the blktap2 kernel driver, where the kernel has one.
 //!
-//! The driver chooses the number and gives it a ring and a block device; a marker file goes with it, so
-//! that `list`, locking while attached, and `free` are the same with and without it.
+//! The driver chooses the number and gives it a ring and a block device; a marker file goes with
+//! it, so that `list`, locking while attached, and `free` are the same with and without it.
 
 use std::io;
 use std::os::unix::fs::symlink;
@@ -12,8 +12,8 @@ use nix::errno::Errno;
 use tapdisk_control::minor::{self, Allocation, MarkerMinors, Minors};
 use tapdisk_control::{ControlError, ErrorKind, Paths};
 
-/// The most numbers that are passed over because a marker has them. A driver that is loaded while disks
-/// without it run starts at 0 like they did.
+/// The most numbers that are passed over because a marker has them. A driver that is loaded while
+/// disks without it run starts at 0 like they did.
 const COLLISIONS_MAX: usize = 1024;
 
 /// A tap of the driver.
@@ -78,8 +78,8 @@ struct KernelMinors {
 }
 
 impl KernelMinors {
-    /// A tap whose number no marker has. `passed` are taps that were taken on the way: the driver gives
-    /// out the lowest, so they are kept until one fits.
+    /// A tap whose number no marker has. `passed` are taps that were taken on the way: the driver
+    /// gives out the lowest, so they are kept until one fits.
     fn allocate_marked(&self, passed: &mut Vec<u32>) -> Result<Allocation, ControlError> {
         loop {
             let tap = self.driver.allocate()?;

@@ -1,5 +1,5 @@
-//! tap-ctl: controls tapdisks. Options, output and exit status are those of blktap's tap-ctl, which a
-//! storage manager parses; what is new takes a long option or a new name.
+//! tap-ctl: controls tapdisks. Options, output and exit status are those of blktap's tap-ctl, which
+//! a storage manager parses; what is new takes a long option or a new name.
 //!
 //! One file for each command; `command` has what they share, `session` how they talk.
 

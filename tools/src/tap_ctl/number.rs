@@ -1,5 +1,6 @@
-//! Numbers on the command line, as C's atoi reads them: the digits at the start, 0 when there are none.
-//! Callers rely on that (`-t abc`). What atoi leaves undefined, a number that does not fit, is refused.
+//! Numbers on the command line, as C's atoi reads them: the digits at the start, 0 when there are
+//! none. Callers rely on that (`-t abc`). What atoi leaves undefined, a number that does not fit,
+//! is refused.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;

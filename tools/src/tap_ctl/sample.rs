@@ -24,8 +24,8 @@ pub(crate) struct Sample {
 }
 
 impl Sample {
-    /// Puts together what the statistics of a disk say; a page in shared memory counts requests, which
-    /// JSON of older daemons does not.
+    /// Puts together what the statistics of a disk say; a page in shared memory counts requests,
+    /// which JSON of older daemons does not.
     pub(crate) fn new(stats: &Value, page: Option<&Statistics>) -> Self {
         let latency = stats.get("latency_us");
         let histogram = |name| buckets(latency.and_then(|latency| latency.get(name)));
@@ -84,7 +84,8 @@ pub(crate) struct Rates {
 }
 
 impl Rates {
-    /// Between two looks. A counter that went back, because the disk was made anew, counts as still.
+    /// Between two looks. A counter that went back, because the disk was made anew, counts as
+    /// still.
     pub(crate) fn between(before: &Sample, after: &Sample, elapsed: Duration) -> Self {
         let seconds = elapsed.as_secs_f64().max(0.001);
         let rate = |before: Option<u64>, after: Option<u64>| {

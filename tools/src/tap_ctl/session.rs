@@ -1,8 +1,8 @@
 //! The surroundings of a command: paths, its output, and how its failure is told.
 //!
-//! Programs call tap-ctl and compare what it says on standard error with the words of the C library. So
-//! when that is not a terminal exactly those are said; to a person (or with `TAP_CTL_ERRORS=long`) one
-//! line tells what was attempted, on what, and what to do next.
+//! Programs call tap-ctl and compare what it says on standard error with the words of the C
+//! library. So when that is not a terminal exactly those are said; to a person (or with
+//! `TAP_CTL_ERRORS=long`) one line tells what was attempted, on what, and what to do next.
 
 use std::env;
 use std::io::{self, IsTerminal, Write};

@@ -39,7 +39,8 @@ fn run(session: &Session, options: &Options) -> Result<(), Failure> {
 /// would be escaped.
 const OWN_KEYS: &[u8] = br#", "latency_us": "#;
 
-/// The document without our own keys: what programs that were written for blktap expect to the letter.
+/// The document without our own keys: what programs that were written for blktap expect to the
+/// letter.
 fn established(document: &[u8]) -> Vec<u8> {
     let mut kept = Vec::with_capacity(document.len());
     let mut rest = document;
@@ -57,8 +58,8 @@ fn find(bytes: &[u8], wanted: &[u8]) -> Option<usize> {
     bytes.windows(wanted.len()).position(|window| window == wanted)
 }
 
-/// Where the object ends that `bytes` is the middle of: at ` }` without its opening brace. The values of
-/// our own keys are numbers and words without braces.
+/// Where the object ends that `bytes` is the middle of: at ` }` without its opening brace. The
+/// values of our own keys are numbers and words without braces.
 fn object_end(bytes: &[u8]) -> usize {
     let mut depth = 0_usize;
     for (index, byte) in bytes.iter().enumerate() {

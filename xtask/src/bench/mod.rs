@@ -81,7 +81,8 @@ impl Ground {
         self.janitor.files()
     }
 
-    /// Makes the kernel forget what it cached of the image: the last server may have used the cache.
+    /// Makes the kernel forget what it cached of the image: the last server may have used the
+    /// cache.
     fn drop_cache(&self) -> Result<()> {
         let mut dd = command::tool("dd");
         dd.arg(format!("of={}", self.image.display()));

@@ -1,8 +1,8 @@
 //! What callgrind writes: instructions by function, and by the source file of each line.
 //!
-//! The format is that of the Valgrind manual, "Callgrind Format Specification". Names are compressed:
-//! `(number) name` the first time, `(number)` afterwards. Costs of calls, which stand on the line
-//! behind `calls=`, are the callee's and left out here.
+//! The format is that of the Valgrind manual, "Callgrind Format Specification". Names are
+//! compressed: `(number) name` the first time, `(number)` afterwards. Costs of calls, which stand
+//! on the line behind `calls=`, are the callee's and left out here.
 
 use std::collections::HashMap;
 use std::fs;

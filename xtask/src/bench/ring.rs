@@ -1,8 +1,8 @@
-//! The ring door in front of `null:`, without a kernel driver: instructions by part of the daemon, and
-//! system calls, per 4 KiB read at depth 32.
+//! The ring door in front of `null:`, without a kernel driver: instructions by part of the daemon,
+//! and system calls, per 4 KiB read at depth 32.
 //!
-//! The simulated driver's instructions are counted apart, and its calls (eventfds) left out: in their
-//! place stand the two that the door makes, poll and RESPOND.
+//! The simulated driver's instructions are counted apart, and its calls (eventfds) left out: in
+//! their place stand the two that the door makes, poll and RESPOND.
 
 use std::collections::BTreeMap;
 use std::process::Command;
@@ -15,8 +15,8 @@ use crate::command;
 /// Far enough apart that what differs from run to run is below a percent of the slope.
 const REQUESTS: [u64; 2] = [20_000, 120_000];
 
-/// Glibc fills large pieces with `rep stosb`, of which callgrind counts every byte as an instruction;
-/// up to this size it takes ordinary stores instead.
+/// Glibc fills large pieces with `rep stosb`, of which callgrind counts every byte as an
+/// instruction; up to this size it takes ordinary stores instead.
 const NO_STOSB: (&str, &str) = ("GLIBC_TUNABLES", "glibc.cpu.x86_rep_stosb_threshold=0x10000000");
 
 /// How the simulated guest behaves: a name, and turns of the loop for each batch of 32.

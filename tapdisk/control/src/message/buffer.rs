@@ -11,10 +11,11 @@ pub const REQUEST_SIZE_MAX: usize = MESSAGE_SIZE + STRING_SIZE + 1 + KEY_SIZE_MA
 /// The bytes of one request, as far as they have come.
 ///
 /// ```text
-///   loop: read into space() -> advance(n) -> request(): None: more | Some: done | Err: answer EINVAL
+///   loop: read into space() -> advance(n) -> request(): None: more, Some: done, Err: EINVAL
 /// ```
 ///
-/// It asks for exactly the bytes that are missing, never for one that could belong to something else.
+/// It asks for exactly the bytes that are missing, never for one that could belong to something
+/// else.
 #[derive(Clone)]
 pub struct RequestBuffer {
     bytes: [u8; REQUEST_SIZE_MAX],

@@ -1,5 +1,5 @@
-//! Where each field of a message is. A field is a type, so that a place outside the message does not
-//! compile; the bytes are never seen as a struct.
+//! Where each field of a message is. A field is a type, so that a place outside the message does
+//! not compile; the bytes are never seen as a struct.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};

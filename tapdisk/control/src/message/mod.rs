@@ -1,8 +1,9 @@
 //! The messages of the control socket.
 //!
-//! A client connects, sends one request, reads the reply, and the server closes. Both directions send
-//! the one fixed-size C struct of blktap 4 in host layout: a header of type and cookie, and a union at
-//! offset 8 whose member the type chooses. [`layout`] is the table of all fields that are used.
+//! A client connects, sends one request, reads the reply, and the server closes. Both directions
+//! send the one fixed-size C struct of blktap 4 in host layout: a header of type and cookie, and a
+//! union at offset 8 whose member the type chooses. [`layout`] is the table of all fields that are
+//! used.
 //!
 //! ```text
 //!   request:  message (544)  [OPEN, RESUME with ADD_LOG: path of the log (256)]
@@ -12,8 +13,8 @@
 //! ```
 //!
 //! Nothing here reads or writes a socket: [`RequestBuffer`] says which bytes it wants next.
-//! Invariants: decoding never panics whatever the bytes are; a string that does not fit is an error and
-//! is never cut; what is encoded decodes to the same value.
+//! Invariants: decoding never panics whatever the bytes are; a string that does not fit is an error
+//! and is never cut; what is encoded decodes to the same value.
 
 #![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 

@@ -286,8 +286,8 @@ impl Client {
         }
         self.phase = Phase::Dead;
         if let Some(mut stream) = self.stream.take() {
-            // Whoever passed this socket in may still have it open: then closing alone would neither
-            // take it out of epoll nor tell the peer.
+            // Whoever passed this socket in may still have it open: then closing alone would
+            // neither take it out of epoll nor tell the peer.
             if let Some((registry, _)) = &shared.registry {
                 let _ = registry.deregister(&mut stream);
             }

@@ -6,9 +6,9 @@
 //!                              └────────────────────────────────────────────────<──┴──┘
 //! ```
 //!
-//! The caller gathers [`Handshake::needs`] bytes, hands exactly those to [`Handshake::step`], sends the
-//! reply and does what the [`Step`] says. Numbers are those of the NBD protocol, sections "Handshake
-//! phase" and "Option types".
+//! The caller gathers [`Handshake::needs`] bytes, hands exactly those to [`Handshake::step`], sends
+//! the reply and does what the [`Step`] says. Numbers are those of the NBD protocol, sections
+//! "Handshake phase" and "Option types".
 #![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
 use super::wire::{ALLOCATION_ID, Features};
@@ -310,7 +310,8 @@ fn requested_infos(data: &[u8]) -> Option<&[u8]> {
     (reader.0.len() == count.checked_mul(2)?).then_some(reader.0)
 }
 
-/// Whether `base:allocation` is among what a meta context option selects; `None` when it is malformed.
+/// Whether `base:allocation` is among what a meta context option selects; `None` when it is
+/// malformed.
 fn allocation_matches(data: &[u8], sets: bool) -> Option<bool> {
     let mut reader = Reader(data);
     reader.name()?;

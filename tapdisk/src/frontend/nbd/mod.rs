@@ -1,4 +1,5 @@
-//! The NBD door: serves a disk to clients on a unix socket (docs/nbd.md has the protocol it speaks).
+//! The NBD door: serves a disk to clients on a unix socket (docs/nbd.md has the protocol it
+//! speaks).
 //!
 //! ```text
 //!   NbdDoor ── accepts, times out, shares turns out ──> Client (one of a fixed table)
@@ -8,8 +9,8 @@
 //! ```
 //!
 //! Invariants:
-//! * No call blocks: every receive and send is non-blocking, and a client that is slow or silent takes
-//!   time from nobody. Its share of memory and slots is bounded.
+//! * No call blocks: every receive and send is non-blocking, and a client that is slow or silent
+//!   takes time from nobody. Its share of memory and slots is bounded.
 //! * All tables are made by [`NbdDoor::new`]; a connection adds a staging buffer and room for reply
 //!   headers from the arena, a request its data buffer. Nothing else is allocated.
 //! * A buffer belongs to its request until the answer, also when the client is gone.
@@ -50,8 +51,8 @@ const PASSES_PER_PULL: u32 = 8;
 const ROUNDS_PER_TURN: u32 = 4;
 /// How long a handshake must have been silent before a new client may take its place.
 const SILENT_BEFORE_EVICTION: Duration = Duration::from_secs(5);
-/// How long a client may be quiet before it is looked at once: the end of a stream can be announced in
-/// one event with its last bytes, and is seen only by asking.
+/// How long a client may be quiet before it is looked at once: the end of a stream can be announced
+/// in one event with its last bytes, and is seen only by asking.
 const QUIET_BEFORE_CHECK: Duration = Duration::from_secs(1);
 /// How long accepting pauses when the process is out of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
@@ -72,11 +73,12 @@ pub struct NbdConfig {
     pub staging_bytes: u32,
     /// The send buffer that is asked of the kernel for each connection, in bytes.
     pub send_buffer_bytes: usize,
-    /// How long a connection may take until its first request. A client in a migration is known to be
-    /// silent for 40 s first.
+    /// How long a connection may take until its first request. A client in a migration is known to
+    /// be silent for 40 s first.
     pub handshake_timeout: Duration,
-    /// How long a client may hold memory without sending or receiving a byte while another one waits
-    /// for memory, and how long a client that said good-bye may take to read its last replies.
+    /// How long a client may hold memory without sending or receiving a byte while another one
+    /// waits for memory, and how long a client that said good-bye may take to read its last
+    /// replies.
     pub stall_timeout: Duration,
 }
 
@@ -129,8 +131,8 @@ pub struct NbdStats {
     pub bytes_in: u64,
     /// Bytes sent.
     pub bytes_out: u64,
-    /// Connections that were turned away or ended by the door, because of what the peer did or did not
-    /// do.
+    /// Connections that were turned away or ended by the door, because of what the peer did or did
+    /// not do.
     pub faults: u64,
 }
 
@@ -270,8 +272,8 @@ impl NbdDoor {
         }
     }
 
-    /// Looks for connections whose end has not been seen yet (see [`QUIET_BEFORE_CHECK`]): clients that
-    /// come and go faster than that do not fill the door.
+    /// Looks for connections whose end has not been seen yet (see [`QUIET_BEFORE_CHECK`]): clients
+    /// that come and go faster than that do not fill the door.
     fn let_ended_go(&mut self, memory: &mut Memory) {
         for number in &self.live {
             let client = &mut self.clients[usize::from(*number)];
@@ -335,8 +337,8 @@ impl Frontend for NbdDoor {
     fn ready(&mut self, number: usize, readable: bool, writable: bool) {
         match number.checked_sub(1) {
             None => self.listener_ready |= readable,
-            // An event for a connection that is gone may reach the next one in its place, which then
-            // asks the kernel once too often.
+            // An event for a connection that is gone may reach the next one in its place, which
+            // then asks the kernel once too often.
             Some(place) => {
                 if let Some(client) = self.clients.get_mut(place) {
                     client.ready(readable, writable);

@@ -1,8 +1,8 @@
 //! What one client has yet to be sent: reply headers in the arena, and the data that follows them.
 //!
-//! Headers are laid one behind the other in a ring of bytes, so that a row of replies without data is
-//! one segment for the kernel. Replies leave in the order in which they were queued, and so the ring
-//! needs no free list. Sized once for all the replies that a client can be owed.
+//! Headers are laid one behind the other in a ring of bytes, so that a row of replies without data
+//! is one segment for the kernel. Replies leave in the order in which they were queued, and so the
+//! ring needs no free list. Sized once for all the replies that a client can be owed.
 
 use super::NO_SLOT;
 use super::handshake;
@@ -42,9 +42,9 @@ pub(super) struct Outbox {
     tail: u32,
 }
 
-/// How many bytes of headers a client with `slots` slots can be owed: a reply for each, before them the
-/// reply to one option, and what is lost where the ring ends. An option is answered only when nothing
-/// else is queued, so that its reply never crosses the end.
+/// How many bytes of headers a client with `slots` slots can be owed: a reply for each, before them
+/// the reply to one option, and what is lost where the ring ends. An option is answered only when
+/// nothing else is queued, so that its reply never crosses the end.
 pub(super) fn cells_bytes(slots: u16) -> u32 {
     (u32::from(slots) + 1) * wire::REPLY_BYTES_MAX + handshake::REPLY_BYTES_MAX
 }
@@ -106,7 +106,8 @@ impl Outbox {
         cell
     }
 
-    /// Names what to send next: fills `segments` and returns how many, and the sum of their lengths.
+    /// Names what to send next: fills `segments` and returns how many, and the sum of their
+    /// lengths.
     pub(super) fn gather(&self, segments: &mut [Segment]) -> (usize, usize) {
         let mut list = List { segments, used: 0, bytes: 0, skip: self.sent };
         let mut index = self.first;
@@ -128,7 +129,8 @@ impl Outbox {
         self.sent += u32::try_from(bytes).expect("one call sends less than 4 GiB");
     }
 
-    /// Takes out the next reply that is sent completely: whose it was, [`NO_SLOT`] for the handshake.
+    /// Takes out the next reply that is sent completely: whose it was, [`NO_SLOT`] for the
+    /// handshake.
     pub(super) fn pop_sent(&mut self) -> Option<u16> {
         if self.count == 0 {
             assert!(self.sent == 0, "no more is sent than was queued");

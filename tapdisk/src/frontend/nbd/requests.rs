@@ -1,8 +1,10 @@
-//! The transmission phase of one client: requests out of the staging buffer, answers into the outbox.
+//! The transmission phase of one client: requests out of the staging buffer, answers into the
+//! outbox.
 //!
-//! A request is taken only when all it needs is there: room with whoever serves it, a slot (and with it
-//! room for the reply), and its buffer. So a write whose payload has begun to arrive can always be
-//! finished, and a client that asks for too much at once waits for its own replies, nobody else's.
+//! A request is taken only when all it needs is there: room with whoever serves it, a slot (and
+//! with it room for the reply), and its buffer. So a write whose payload has begun to arrive can
+//! always be finished, and a client that asks for too much at once waits for its own replies,
+//! nobody else's.
 
 use nix::errno::Errno;
 
@@ -17,8 +19,8 @@ use crate::memory::{Memory, Segment};
 use crate::request::{Answer, Op, Request, Segments, Token};
 use crate::status::Status;
 
-/// From this length on, in bytes, payload is better received where it belongs than copied there: a copy
-/// of this costs about as much as a receive.
+/// From this length on, in bytes, payload is better received where it belongs than copied there: a
+/// copy of this costs about as much as a receive.
 const LARGE_WRITE: u32 = 16 << 10;
 
 /// How many requests one client takes before the next client has its turn.
@@ -141,7 +143,8 @@ impl Client {
         taken == rest
     }
 
-    /// Takes a well-formed request out of the staging buffer; `false` when there is no memory for it.
+    /// Takes a well-formed request out of the staging buffer; `false` when there is no memory for
+    /// it.
     fn accept(
         &mut self,
         raw: &RawRequest,

@@ -1,4 +1,5 @@
-//! What the clients of one door share: its settings, counters, scratch, and the buffers that are out.
+//! What the clients of one door share: its settings, counters, scratch, and the buffers that are
+//! out.
 
 use mio::Registry;
 
@@ -40,8 +41,9 @@ pub(super) struct Shared {
     pages: Vec<Segment>,
 }
 
-/// How many pages are kept. Small requests come in numbers, and taking a page from here and putting it
-/// back costs a tenth of splitting and joining runs in the arena. 256 KiB; two clients at depth 32.
+/// How many pages are kept. Small requests come in numbers, and taking a page from here and putting
+/// it back costs a tenth of splitting and joining runs in the arena. 256 KiB; two clients at depth
+/// 32.
 const PAGES_KEPT_MAX: usize = 64;
 
 #[derive(Clone, Copy, Debug)]
@@ -82,8 +84,8 @@ impl Shared {
         }
     }
 
-    /// A buffer for a request. Who does not get one is served before everybody else, so that a large
-    /// request is not starved by small ones.
+    /// A buffer for a request. Who does not get one is served before everybody else, so that a
+    /// large request is not starved by small ones.
     #[inline]
     pub(super) fn allocate(&mut self, client: u16, bytes: u32, memory: &mut Memory) -> Grant {
         if self.waiter.is_some_and(|waiter| waiter.client != client) {

@@ -1,7 +1,7 @@
 //! The bytes of one connection: what is received and where to, what is sent and from where.
 //!
-//! Readiness is remembered. A receive or send that comes back short has emptied or filled the socket,
-//! and the next one waits for an event.
+//! Readiness is remembered. A receive or send that comes back short has emptied or filled the
+//! socket, and the next one waits for an event.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
@@ -14,8 +14,8 @@ use super::client::{Client, Gone, Phase};
 use super::shared::Shared;
 use crate::memory::{Memory, Segment};
 
-/// What is received beyond the end of a large write: some requests without data, or the start of one
-/// with. Arbitrary, but small against what it saves copying.
+/// What is received beyond the end of a large write: some requests without data, or the start of
+/// one with. Arbitrary, but small against what it saves copying.
 const LARGE_WRITE_STAGING: u32 = 2048;
 
 impl Client {
@@ -26,8 +26,8 @@ impl Client {
         self.drain -= skipped;
     }
 
-    /// Receives once: the rest of a payload straight into its buffer, all else into the staging buffer.
-    /// Whether there was anything.
+    /// Receives once: the rest of a payload straight into its buffer, all else into the staging
+    /// buffer. Whether there was anything.
     pub(super) fn receive(
         &mut self,
         shared: &mut Shared,
@@ -85,9 +85,9 @@ impl Client {
         recv(stream.as_raw_fd(), &mut [0], flags) == Ok(0)
     }
 
-    /// How much may be received behind what is in the staging buffer. Behind large writes only a little:
-    /// payload that comes with its request is copied from there, the rest of it comes straight into the
-    /// request's buffer.
+    /// How much may be received behind what is in the staging buffer. Behind large writes only a
+    /// little: payload that comes with its request is copied from there, the rest of it comes
+    /// straight into the request's buffer.
     fn staging_room(&self) -> u32 {
         let room = self.staging.len - self.end;
         if self.writes_large { room.min(LARGE_WRITE_STAGING) } else { room }

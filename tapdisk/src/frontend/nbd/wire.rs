@@ -1,8 +1,9 @@
-//! The transmission phase on the wire: requests in, reply headers out. No I/O, no memory of its own.
+//! The transmission phase on the wire: requests in, reply headers out. No I/O, no memory of its
+//! own.
 //!
 //! Every request passes [`judge`] once; what comes out of it carries the proof that its length is
-//! within the door's bound, that its range does not wrap, and that its flags fit its command. Numbers
-//! are those of the NBD protocol, sections "Transmission phase" and "Values".
+//! within the door's bound, that its range does not wrap, and that its flags fit its command.
+//! Numbers are those of the NBD protocol, sections "Transmission phase" and "Values".
 #![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
 use nix::errno::Errno;
@@ -16,11 +17,11 @@ pub(super) const REQUEST_BYTES: u32 = 28;
 pub(super) const REPLY_BYTES_MAX: u32 = 28;
 /// Bytes of one extent in the answer to a block status request.
 pub(super) const DESCRIPTOR_BYTES: u32 = 8;
-/// The most extents in one answer: a client asks on from where they end. 128 bytes; a guess at where
-/// another round trip costs less than another look-up.
+/// The most extents in one answer: a client asks on from where they end. 128 bytes; a guess at
+/// where another round trip costs less than another look-up.
 pub(super) const EXTENTS_MAX: u32 = 16;
-/// The most look-ups for one answer: neighbours of one kind become one extent, so that few extents may
-/// take many.
+/// The most look-ups for one answer: neighbours of one kind become one extent, so that few extents
+/// may take many.
 pub(super) const LOOKUPS_MAX: u32 = 4 * EXTENTS_MAX;
 
 const REQUEST_MAGIC: u32 = 0x2560_9513;
@@ -79,7 +80,8 @@ pub(super) struct RawRequest {
 }
 
 impl RawRequest {
-    /// Splits the bytes up; `None` when they do not start with the magic: the stream is out of step.
+    /// Splits the bytes up; `None` when they do not start with the magic: the stream is out of
+    /// step.
     #[inline]
     pub(super) fn parse(bytes: &[u8; REQUEST_BYTES as usize]) -> Option<Self> {
         let (magic, rest) = bytes.split_first_chunk::<4>()?;

@@ -1,11 +1,11 @@
 //! Linux AIO: contexts, control blocks, and the completion ring read in user space.
 //!
 //! A room with `unsafe`: see [`super`] for the contract. What is specific here:
-//! * The control blocks are in a fixed table, one per I/O that the queue knows; the kernel reads one
-//!   during `io_submit` and its key field during `io_cancel`.
-//! * The context is an address: the kernel maps its ring of completions there, in this process, until
-//!   `io_destroy`. The ring has been laid out like this since 2.6; its magic number and its feature
-//!   words are checked, and `io_getevents` is used where they differ.
+//! * The control blocks are in a fixed table, one per I/O that the queue knows; the kernel reads
+//!   one during `io_submit` and its key field during `io_cancel`.
+//! * The context is an address: the kernel maps its ring of completions there, in this process,
+//!   until `io_destroy`. The ring has been laid out like this since 2.6; its magic number and its
+//!   feature words are checked, and `io_getevents` is used where they differ.
 //! * One thread at a time submits and reaps (`&mut`), so the head of the ring is ours alone.
 #![allow(unsafe_code)]
 
@@ -28,8 +28,8 @@ const IOCB_CMD_PREADV: u16 = 7;
 const IOCB_CMD_PWRITEV: u16 = 8;
 const IOCB_FLAG_RESFD: u32 = 1;
 
-// fs/aio.c; the ring is not in a header of the kernel, but has been read like this by other programs
-// since 2.6.
+// fs/aio.c; the ring is not in a header of the kernel, but has been read like this by other
+// programs since 2.6.
 const RING_MAGIC: u32 = 0xa10a_10a1;
 const RING_COMPAT_FEATURES: u32 = 1;
 const RING_INCOMPAT_FEATURES: u32 = 0;
@@ -81,8 +81,8 @@ pub(in crate::queue) struct Aio {
     takes_sync: bool,
 }
 
-// SAFETY: the pointers in `batch` are into `blocks`, which goes where this goes; a context belongs to
-// the process, not to a thread.
+// SAFETY: the pointers in `batch` are into `blocks`, which goes where this goes; a context belongs
+// to the process, not to a thread.
 unsafe impl Send for Aio {}
 
 impl Aio {
@@ -230,8 +230,8 @@ impl Aio {
             tv_sec: i64::try_from(timeout.as_secs()).unwrap_or(i64::MAX),
             tv_nsec: i64::from(timeout.subsec_nanos()),
         };
-        // SAFETY: the kernel writes at most `most` events into a table of as many; the time is a live
-        // local.
+        // SAFETY: the kernel writes at most `most` events into a table of as many; the time is a
+        // live local.
         let result = unsafe {
             libc::syscall(
                 libc::SYS_io_getevents,
@@ -252,13 +252,14 @@ impl Aio {
         let context = self.context.expect("not abandoned");
         let block = &raw mut self.blocks[key.index() as usize];
         let mut event = NO_EVENT;
-        // SAFETY: the control block is in the fixed table; the kernel looks it up by its address, reads
-        // its key field, and writes at most one event. The result comes through the ring in any case.
+        // SAFETY: the control block is in the fixed table; the kernel looks it up by its address,
+        // reads its key field, and writes at most one event. The result comes through the ring in
+        // any case.
         unsafe { libc::syscall(libc::SYS_io_cancel, context, block, &raw mut event) };
     }
 
-    /// Leaves the context behind: `io_destroy` would wait for I/O that does not come back. The kernel
-    /// takes it down with the process.
+    /// Leaves the context behind: `io_destroy` would wait for I/O that does not come back. The
+    /// kernel takes it down with the process.
     pub(in crate::queue) fn abandon(&mut self) {
         self.context = None;
         self.ring_size = None;
@@ -266,8 +267,8 @@ impl Aio {
 
     /// The ring's size, when its layout is the one we know.
     fn check_ring(&self) -> Option<u32> {
-        // SAFETY: a context that `io_setup` gave is the address of the mapped ring, at least a page; the
-        // header is integers, and with nothing in flight none of them changes.
+        // SAFETY: a context that `io_setup` gave is the address of the mapped ring, at least a
+        // page; the header is integers, and with nothing in flight none of them changes.
         let ring = unsafe { self.ring().read() };
         let known = ring.magic == RING_MAGIC
             && ring.compat_features == RING_COMPAT_FEATURES
@@ -286,8 +287,8 @@ impl Aio {
     #[inline]
     fn word(&self, offset: usize) -> &AtomicU32 {
         let word: *mut u32 = self.ring().wrapping_byte_add(offset).cast();
-        // SAFETY: inside the header, aligned, mapped until `io_destroy`, which only `Drop` calls; the
-        // kernel changes it with single stores.
+        // SAFETY: inside the header, aligned, mapped until `io_destroy`, which only `Drop` calls;
+        // the kernel changes it with single stores.
         unsafe { AtomicU32::from_ptr(word) }
     }
 

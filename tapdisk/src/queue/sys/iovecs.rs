@@ -12,8 +12,8 @@ use crate::request::SEGMENTS_MAX;
 #[repr(transparent)]
 pub(in crate::queue) struct Piece(libc::iovec);
 
-// SAFETY: an address and a length; who may touch the bytes is a matter of the I/O that they belong to,
-// not of a thread.
+// SAFETY: an address and a length; who may touch the bytes is a matter of the I/O that they belong
+// to, not of a thread.
 unsafe impl Send for Piece {}
 
 impl Piece {
@@ -44,8 +44,8 @@ impl Piece {
     pub(in crate::queue) fn copy_out(self, bytes: &mut [u8]) {
         assert!(bytes.len() <= self.len(), "{} bytes of a piece of {}", bytes.len(), self.len());
         let address = self.address();
-        // SAFETY: the piece is valid for its length (contract), which was checked; a region is never
-        // borrowed as a slice, so they do not overlap.
+        // SAFETY: the piece is valid for its length (contract), which was checked; a region is
+        // never borrowed as a slice, so they do not overlap.
         unsafe { address.copy_to_nonoverlapping(bytes.as_mut_ptr(), bytes.len()) };
     }
 

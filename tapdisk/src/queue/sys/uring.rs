@@ -3,8 +3,8 @@
 //! A room with `unsafe`: see [`super`] for the contract. What is specific here:
 //! * The kernel copies an entry and its iovecs when it takes it off the submission ring (feature
 //!   `SUBMIT_STABLE`, wanted by `open`); until then the pieces stay, see `Queue::submit`.
-//! * An entry on the submission ring cannot be taken back: to withdraw, the ring is closed and a new
-//!   one opened, only with nothing in the kernel.
+//! * An entry on the submission ring cannot be taken back: to withdraw, the ring is closed and a
+//!   new one opened, only with nothing in the kernel.
 #![allow(unsafe_code)]
 
 use std::io;
@@ -62,8 +62,8 @@ impl Uring {
             self.ring = open_ring(self.depth, self.event).ok();
         }
         if let Some(ring) = &mut self.ring {
-            // SAFETY: the pieces are valid until the kernel has taken the entry and the memory until
-            // the request has ended (contract).
+            // SAFETY: the pieces are valid until the kernel has taken the entry and the memory
+            // until the request has ended (contract).
             let pushed = unsafe { ring.submission().push(&entry) };
             pushed.expect("the ring has a place for each request of the depth");
         }
@@ -115,7 +115,8 @@ impl Uring {
 
     pub(in crate::queue) fn has_results(&self) -> bool {
         self.ring.as_ref().is_some_and(|ring| {
-            // SAFETY: no other view of it exists: `reap` takes `&mut self`, and a queue is not `Sync`.
+            // SAFETY: no other view of it exists: `reap` takes `&mut self`, and a queue is not
+            // `Sync`.
             let completions = unsafe { ring.completion_shared() };
             !completions.is_empty()
         })
@@ -128,8 +129,8 @@ impl Uring {
         let arguments = SubmitArgs::new().timespec(&time);
         let flags = (EnterFlags::GETEVENTS | EnterFlags::EXT_ARG).bits();
         let at_least = u32::try_from(at_least).unwrap_or(u32::MAX).min(self.depth);
-        // SAFETY: nothing is submitted; the argument is of the kind that EXT_ARG announces, with its
-        // own size, and lives as long as the call.
+        // SAFETY: nothing is submitted; the argument is of the kind that EXT_ARG announces, with
+        // its own size, and lives as long as the call.
         let _ = unsafe { ring.submitter().enter(0, at_least, flags, Some(&arguments)) };
     }
 

@@ -1,7 +1,7 @@
 //! Laws of the door, over real sockets and a mock disk.
 //!
-//! [`Rig::settle`] is the disk's loop: it sleeps exactly when the real one would, so a wake-up that the
-//! door forgets shows as a reply that never comes.
+//! [`Rig::settle`] is the disk's loop: it sleeps exactly when the real one would, so a wake-up that
+//! the door forgets shows as a reply that never comes.
 
 mod commands;
 mod handshakes;

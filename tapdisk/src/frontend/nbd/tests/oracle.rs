@@ -1,4 +1,5 @@
-//! Random commands of several clients, cut and reordered at random, against a plain vector of bytes.
+//! Random commands of several clients, cut and reordered at random, against a plain vector of
+//! bytes.
 
 use proptest::prelude::*;
 use proptest::sample::Index;
