@@ -1,5 +1,4 @@
-//! What comes and goes ten thousand times leaves nothing behind: disks, NBD clients, control
-//! clients.
+//! What comes and goes ten thousand times leaves nothing behind.
 //!
 //! All of it through one daemon, in which one disk stays attached. Afterwards it has the
 //! descriptors that it had before, about the memory, and serves.

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use tapdisk_control::message::Params;
 use tapdisk_tests::nbd::{NbdClient, command};
-use tapdisk_tests::{Daemon, Host};
+use tapdisk_tests::{Daemon, Host, wait_until};
 
 fn params(image: &std::path::Path) -> Params {
     Params { path: format!("aio:{}", image.display()).into(), ..Params::default() }
@@ -151,4 +151,17 @@ fn a_pause_that_waits_does_not_block_other_commands() {
         let error = pause.join().unwrap();
         assert_eq!(error.errno(), nix::errno::Errno::ESHUTDOWN as i32, "{error}");
     });
+}
+
+#[test]
+fn a_second_signal_leaves_a_disk_that_hangs_behind() {
+    let host = Host::new();
+    let (mut daemon, minor, _client) = stuck(&host);
+    daemon.signal(nix::sys::signal::Signal::SIGTERM);
+    // The first one waits for the request that hangs: the disk is on its way to being closed.
+    wait_until("the disk is closing", || daemon.client.list().unwrap()[0].state != 0);
+    daemon.signal(nix::sys::signal::Signal::SIGTERM);
+    assert!(daemon.wait().success());
+    assert!(!host.nbd_socket(daemon.pid, minor).exists());
+    assert!(!host.paths().control_socket(daemon.pid).exists());
 }

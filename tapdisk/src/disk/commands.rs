@@ -57,6 +57,7 @@ impl DiskThread {
         if let Err(error) = self.open_doors(info) {
             self.close_doors();
             let _ = self.disk.vbd.close_chain();
+            self.wiring.shared.set_images(Vec::new(), None);
             return Err(error);
         }
         slog::info!(self.wiring.log, "Opened"; "image" => ?request.name, "bytes" => info.size,

@@ -125,6 +125,12 @@ impl Disks {
     }
 
     /// Lets go of a disk. One that was left behind is told to end, should it ever listen again.
+    /// Leaves all of them behind, with what is under way.
+    pub(super) fn clear(&mut self) {
+        self.disks.clear();
+        self.pending.clear();
+    }
+
     pub(super) fn remove(&mut self, minor: u16) {
         for disk in self.disks.extract_if(.., |disk| disk.shared.minor == minor) {
             if disk.abandoned {

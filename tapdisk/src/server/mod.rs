@@ -78,6 +78,8 @@ pub struct Server {
     log: slog::Logger,
     /// The last disk is gone, or a signal asked for the end: leave when all is said.
     leaving: bool,
+    /// A signal asked for the end.
+    asked_to_leave: bool,
     /// When a disk could not be closed at the end: when to try again.
     leave_again: Option<Now>,
 }
@@ -166,6 +168,7 @@ impl Server {
             logs,
             log,
             leaving: false,
+            asked_to_leave: false,
             leave_again: None,
         })
     }
@@ -341,6 +344,21 @@ impl Server {
         }
     }
 
+    /// A second signal does not wait for storage that may hang: everything is left behind. Returns
+    /// whether this is one.
+    fn hurried(&mut self) -> bool {
+        if self.asked_to_leave {
+            slog::error!(self.log, "Asked again: leaving disks behind"; "disks" => self.disks.len());
+            let pid = i32::try_from(std::process::id()).expect("pids are positive ints");
+            for disk in self.disks.shown() {
+                let _ = std::fs::remove_file(self.config.paths.nbd_socket(pid, disk.minor));
+            }
+            self.disks.clear();
+            (0..self.connections.len()).for_each(|index| self.drop_connection(index));
+        }
+        self.asked_to_leave
+    }
+
     fn signals(&mut self) {
         loop {
             let received = match self.signals.receive() {
@@ -354,6 +372,10 @@ impl Server {
             slog::info!(self.log, "Signal"; "event" => ?received.event, "from" => received.pid);
             match received.event {
                 SignalEvent::Interrupt | SignalEvent::Terminate => {
+                    if self.hurried() {
+                        return;
+                    }
+                    self.asked_to_leave = true;
                     self.leaving = true;
                     self.leave();
                 }
