@@ -222,7 +222,7 @@ fn io_op(request: &Request) -> IoOp {
         Op::Read => IoOp::Read,
         Op::Write => IoOp::Write { durable },
         Op::Flush => IoOp::Flush,
-        Op::Trim => IoOp::Trim,
+        Op::Trim => IoOp::Trim { durable },
         Op::WriteZeroes => IoOp::WriteZeroes { may_punch: request.may_punch, durable },
         Op::BlockStatus => IoOp::Status,
     }

@@ -178,7 +178,14 @@ fn every_completion_signals_anew_though_nobody_reads_the_event() {
         let id = queue.add_file(file(OFlag::O_DIRECT)).unwrap();
         let segment = memory.allocate(PAGE_SIZE).unwrap();
         // The last ones go through the helper thread on Linux AIO.
-        let ops = [IoOp::Read, WRITE, IoOp::Flush, IoOp::Read, IoOp::Trim, IoOp::Status];
+        let ops = [
+            IoOp::Read,
+            WRITE,
+            IoOp::Flush,
+            IoOp::Read,
+            IoOp::Trim { durable: false },
+            IoOp::Status,
+        ];
         for (tag, op) in ops.into_iter().enumerate() {
             let segments = [segment];
             let segments = if op.has_data() { &segments[..] } else { &[] };
@@ -230,7 +237,7 @@ fn zeros_holes_and_extents_of_a_file_are_told() {
         let memory = Memory::new(1 << 16).unwrap();
         let plain = file(OFlag::empty());
         let id = queue.add_file(Arc::clone(&plain)).unwrap();
-        push(&mut queue, &memory, 0, IoOp::Trim, id, 0, &[]);
+        push(&mut queue, &memory, 0, IoOp::Trim { durable: false }, id, 0, &[]);
         let zeroes = IoOp::WriteZeroes { may_punch: true, durable: true };
         push(&mut queue, &memory, 1, zeroes, id, 8192, &[]);
         let zeroes = IoOp::WriteZeroes { may_punch: false, durable: false };
@@ -266,7 +273,7 @@ fn errors_of_fallocate_and_fdatasync_reach_the_caller() {
         // A pipe is no disk, and a sync of it is invalid.
         let (_reader, writer) = nix::unistd::pipe().unwrap();
         let id = queue.add_file(Arc::new(File::from(writer))).unwrap();
-        push(&mut queue, &memory, 0, IoOp::Trim, id, 0, &[]);
+        push(&mut queue, &memory, 0, IoOp::Trim { durable: false }, id, 0, &[]);
         let zeroes = IoOp::WriteZeroes { may_punch: true, durable: true };
         push(&mut queue, &memory, 1, zeroes, id, 0, &[]);
         push(&mut queue, &memory, 2, IoOp::Flush, id, 0, &[]);

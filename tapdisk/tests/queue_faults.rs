@@ -425,9 +425,14 @@ fn a_file_without_holes_is_trimmed_in_vain_and_zeroed_another_way() {
     };
     let zeroes = |may_punch, durable| IoOp::WriteZeroes { may_punch, durable };
     let failed = Status::Failed(Errno::EOPNOTSUPP);
-    assert_eq!(run(IoOp::Trim, &[(0, unknown)]), (Status::Done, 1));
+    let trim = |durable| IoOp::Trim { durable };
+    assert_eq!(run(trim(false), &[(0, unknown)]), (Status::Done, 1));
+    assert_eq!(run(trim(true), &[(0, unknown)]), (Status::Done, 1));
     let eio = Fault::Error(Errno::EIO);
-    assert_eq!(run(IoOp::Trim, &[(0, eio)]), (Status::Failed(Errno::EIO), 1));
+    assert_eq!(run(trim(false), &[(0, eio)]), (Status::Failed(Errno::EIO), 1));
+    // A sync comes after it, and its failure is the trim's.
+    assert_eq!(run(trim(true), &[]), (Status::Done, 2));
+    assert_eq!(run(trim(true), &[(1, eio)]), (Status::Failed(Errno::EIO), 2));
     assert_eq!(run(zeroes(true, false), &[(0, unknown)]), (Status::Done, 2));
     assert_eq!(run(zeroes(true, true), &[(0, unknown)]), (Status::Done, 3));
     assert_eq!(run(zeroes(true, true), &[(0, unknown), (1, unknown)]), (failed, 2));

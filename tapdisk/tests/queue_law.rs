@@ -48,7 +48,7 @@ fn ops() -> impl Strategy<Value = IoOp> {
         8 => Just(IoOp::Write { durable: false }),
         3 => Just(IoOp::Write { durable: true }),
         1 => Just(IoOp::Flush),
-        1 => Just(IoOp::Trim),
+        1 => any::<bool>().prop_map(|durable| IoOp::Trim { durable }),
         2 => (any::<bool>(), any::<bool>())
             .prop_map(|(may_punch, durable)| IoOp::WriteZeroes { may_punch, durable }),
         1 => Just(IoOp::Status),
@@ -276,7 +276,7 @@ fn check(rig: &Rig, one: &Placed, end: &Completion, oracle: &mut [u8], now: &[u8
             before.copy_from_slice(&one.bytes);
         }
         IoOp::Flush => assert_eq!(end.status, Status::Done),
-        IoOp::Trim => {
+        IoOp::Trim { .. } => {
             assert_eq!(end.status, Status::Done);
             let after = &now[range(one)];
             let kept = after.iter().zip(before.iter()).all(|(now, old)| now == old || *now == 0);

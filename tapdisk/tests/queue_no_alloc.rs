@@ -51,7 +51,7 @@ fn run(queue: &mut Queue, memory: &mut Memory, file: Arc<File>, batches: u64) {
         for number in 0..32 {
             let op = match (batch % 64, number) {
                 (0, 7) => IoOp::Flush,
-                (0, 8) => IoOp::Trim,
+                (0, 8) => IoOp::Trim { durable: false },
                 (0, 9) => IoOp::WriteZeroes { may_punch: true, durable: false },
                 (0, 10) => IoOp::Status,
                 (1, 11) => IoOp::Write { durable: true },

@@ -101,7 +101,10 @@ pub enum IoOp {
     /// What was written before (see the module) is on stable storage when it is done. Range unused.
     Flush,
     /// The range may lose its contents. Advice: done also where the file cannot do it.
-    Trim,
+    Trim {
+        /// What it changed is on stable storage when it is done.
+        durable: bool,
+    },
     /// The range, inside the file, reads as zeros afterwards; EOPNOTSUPP when the file cannot do it
     /// without writing zeros.
     WriteZeroes {

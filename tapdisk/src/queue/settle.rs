@@ -20,7 +20,7 @@ pub(super) fn first_step(op: IoOp, files: &Files, file: super::FileId) -> (Verb,
         IoOp::Write { durable: true } if files.is_plain_only(file) => (Verb::Write, true),
         IoOp::Write { durable: true } => (Verb::WriteDurable, false),
         IoOp::Flush => (Verb::Sync, false),
-        IoOp::Trim => (Verb::Punch, false),
+        IoOp::Trim { durable } => (Verb::Punch, durable),
         IoOp::WriteZeroes { may_punch: true, durable } => (Verb::Punch, durable),
         IoOp::WriteZeroes { may_punch: false, durable } => (Verb::Zero, durable),
         IoOp::Status => (Verb::Extent, false),
@@ -155,7 +155,7 @@ impl Queue {
         );
         match (entry.op, outcome) {
             (_, Ok(())) if entry.then_sync => self.sync_next(index),
-            (IoOp::Trim, Err(_)) if unknown => self.finish(index, Status::Done, None),
+            (IoOp::Trim { .. }, Err(_)) if unknown => self.finish(index, Status::Done, None),
             (IoOp::WriteZeroes { .. }, Err(_)) if unknown && entry.verb == Verb::Punch => {
                 entry.verb = Verb::Zero;
                 self.again(index);
