@@ -164,4 +164,5 @@ fn a_second_signal_leaves_a_disk_that_hangs_behind() {
     assert!(daemon.wait().success());
     assert!(!host.nbd_socket(daemon.pid, minor).exists());
     assert!(!host.paths().control_socket(daemon.pid).exists());
+    assert!(!host.paths().statistics_dir(daemon.pid).exists());
 }

@@ -45,8 +45,7 @@ impl Server {
     pub(super) fn obey(&mut self, index: usize, request: Request) {
         let result = match request {
             Request::Pid => {
-                let pid = i32::try_from(std::process::id()).expect("pids are positive ints");
-                return self.answer(index, &[Response::Pid(pid)], &[]);
+                return self.answer(index, &[Response::Pid(super::own_pid())], &[]);
             }
             Request::List => return self.list(index),
             Request::ListMinors => return self.list_minors(index),
@@ -146,6 +145,7 @@ impl Server {
     /// Takes a disk off the table. Commands that came while it was on its way out reach nobody, so
     /// they are answered here.
     fn forget(&mut self, minor: u16) {
+        let _ = std::fs::remove_file(self.config.paths.nbd_socket(super::own_pid(), minor));
         self.disks.remove(minor);
         while let Some(ticket) = self.disks.pending_of(minor) {
             let gone =

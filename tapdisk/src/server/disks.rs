@@ -215,7 +215,6 @@ impl Starter {
         let memory = Memory::new(ARENA_BYTES)
             .map_err(|error| DiskError::io(&error, "Cannot get the memory of the disk"))?;
         let counters = DiskCounters::new();
-        let pid = i32::try_from(std::process::id()).expect("pids are positive ints");
         let ring_path = ring_path(config, minor);
         let shared = DiskShared::new(
             minor,
@@ -235,7 +234,7 @@ impl Starter {
             vbd: Vbd::new(queue, memory, counters),
             config: DiskConfig {
                 layers: config.layers.clone(),
-                nbd_path: config.paths.nbd_socket(pid, minor),
+                nbd_path: config.paths.nbd_socket(super::own_pid(), minor),
                 ring_path,
             },
             shared: Arc::new(shared),

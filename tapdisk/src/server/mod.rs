@@ -112,6 +112,11 @@ impl Mailbox {
     }
 }
 
+/// This process, as paths and messages name it.
+fn own_pid() -> i32 {
+    i32::try_from(std::process::id()).expect("pids are positive ints")
+}
+
 /// An error of the control library as one of ours.
 fn refused(error: &tapdisk_control::ControlError) -> DiskError {
     DiskError::new(Errno::from_raw(error.errno()), error.to_string())
@@ -130,7 +135,7 @@ impl Server {
     ) -> Result<Self, DiskError> {
         let error = |error: io::Error, what| DiskError::io(&error, what);
         config.paths.create_run_dir().map_err(|error| refused(&error))?;
-        let pid = i32::try_from(std::process::id()).expect("pids are positive ints");
+        let pid = own_pid();
         let socket_path = config.paths.control_socket(pid);
         // Left over from a process that had our pid.
         let _ = std::fs::remove_file(&socket_path);
@@ -203,6 +208,8 @@ impl Server {
         }
         slog::info!(self.log, "Leaving");
         let _ = std::fs::remove_file(&self.socket_path);
+        // Where a thread was left behind its page is still there, and nobody writes it any more.
+        let _ = std::fs::remove_dir_all(self.config.paths.statistics_dir(own_pid()));
     }
 
     fn is_over(&self) -> bool {
@@ -349,9 +356,8 @@ impl Server {
     fn hurried(&mut self) -> bool {
         if self.asked_to_leave {
             slog::error!(self.log, "Asked again: leaving disks behind"; "disks" => self.disks.len());
-            let pid = i32::try_from(std::process::id()).expect("pids are positive ints");
             for disk in self.disks.shown() {
-                let _ = std::fs::remove_file(self.config.paths.nbd_socket(pid, disk.minor));
+                let _ = std::fs::remove_file(self.config.paths.nbd_socket(own_pid(), disk.minor));
             }
             self.disks.clear();
             (0..self.connections.len()).for_each(|index| self.drop_connection(index));
