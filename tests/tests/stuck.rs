@@ -166,3 +166,16 @@ fn a_second_signal_leaves_a_disk_that_hangs_behind() {
     assert!(!host.paths().control_socket(daemon.pid).exists());
     assert!(!host.paths().statistics_dir(daemon.pid).exists());
 }
+
+#[test]
+fn a_daemon_whose_clients_gave_up_waiting_ends_at_one_signal() {
+    let host = Host::new();
+    let (mut daemon, minor, _client) = stuck(&host);
+    let timeout = Some(Duration::from_millis(100));
+    daemon.client.pause(minor, timeout).unwrap_err();
+    daemon.client.close(minor, false, timeout).unwrap_err();
+    wait_for_state(&daemon, 0);
+    daemon.client.close(minor, true, None).unwrap();
+    daemon.signal(nix::sys::signal::Signal::SIGTERM);
+    assert!(daemon.wait().success());
+}

@@ -37,11 +37,7 @@ impl DiskThread {
                 slog::info!(self.wiring.log, "State of the disk"; "state" => state);
                 None
             }
-            Command::Detach => {
-                self.exit = true;
-                self.detached = Some(ticket);
-                None
-            }
+            Command::Detach => self.detach(ticket),
         };
         if let Some(result) = result {
             (self.wiring.respond)(ticket, result);
@@ -238,12 +234,34 @@ impl DiskThread {
         None
     }
 
-    /// The client of a command that waits is gone: undo what can be undone.
+    /// Ends the thread, unless there is something that it serves: the control thread looked before
+    /// it sent this, but another client's open may have been on its way.
+    fn detach(&mut self, ticket: u64) -> Option<Result<(), DiskError>> {
+        if self.life.is_open() {
+            return Some(Err(DiskError::new(Errno::EBUSY, "The image is open; close it first")));
+        }
+        self.exit = true;
+        self.detached = Some(ticket);
+        None
+    }
+
+    /// The control thread has let go of this disk: nothing more is asked of it, and it ends as soon
+    /// as its I/O has.
+    pub(super) fn left_behind(&mut self) {
+        self.exit = true;
+        if self.life.is_open() && self.life != Life::Dead {
+            // Nobody listens for the answer.
+            let _ = self.force_close(0);
+        }
+    }
+
+    /// The client of a command that waits is gone: undo what can be undone. The command is answered
+    /// all the same: until then the control thread takes it for one that is under way.
     fn cancel(&mut self, ticket: u64) {
         if self.waiting != Some(ticket) {
             return;
         }
-        self.waiting = None;
+        self.answer_waiting(Err(DiskError::new(Errno::ECANCELED, "The client did not wait")));
         match self.life {
             Life::Pausing => {
                 self.disk.doors().for_each(|(_, door)| door.resume());

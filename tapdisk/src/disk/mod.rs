@@ -138,3 +138,5 @@ impl Disk {
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod thread_tests;

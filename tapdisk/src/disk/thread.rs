@@ -73,7 +73,7 @@ pub enum Command {
     Cancel(u64),
     /// Log the state.
     Dump,
-    /// End the thread. Only sent when closed.
+    /// End the thread; refused while the disk is open.
     Detach,
 }
 
@@ -214,7 +214,8 @@ impl DiskThread {
         }
         self.settle();
         self.publish();
-        !self.exit
+        // With I/O under way its memory and the ring have to stay.
+        !self.exit || self.life.is_open()
     }
 
     /// The disk.
@@ -275,11 +276,7 @@ impl DiskThread {
             match self.wiring.commands.try_recv() {
                 Ok(Envelope { ticket, command }) => self.command(ticket, command),
                 Err(TryRecvError::Empty) => return,
-                // The control thread is gone: so is the process, soon.
-                Err(TryRecvError::Disconnected) => {
-                    self.exit = true;
-                    return;
-                }
+                Err(TryRecvError::Disconnected) => return self.left_behind(),
             }
         }
     }
@@ -313,9 +310,7 @@ impl DiskThread {
         if let Some(ring) = self.disk.ring.take() {
             ring.unmap(self.poll.registry(), self.disk.vbd.memory());
         }
-        if !self.disk.vbd.is_drained() {
-            self.disk.vbd.memory().leak();
-        }
+        assert!(self.disk.vbd.is_drained(), "a disk that is not open has no I/O");
         self.disk
     }
 }

@@ -1,0 +1,165 @@
+//! The laws of a disk's thread: each command is answered once, in every state, and the thread ends
+//! when nothing of it is under way.
+
+use std::ffi::OsStr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+
+use blktap_ioctl::sim::{self, Segments, SimDevice, SimOptions};
+use mio::{Poll, Waker};
+use nix::errno::Errno;
+
+use super::Disk;
+use super::life::Life;
+use super::thread::{Command, DiskConfig, DiskThread, Envelope, OpenRequest, WAKER, Wiring};
+use crate::frontend::blktap::BlktapDoor;
+use crate::image::{ImageSpec, OpenFlags};
+use crate::memory::Memory;
+use crate::queue::sim::{Fault, Sim};
+use crate::queue::{Queue, QueueConfig};
+use crate::server::shared::DiskShared;
+use crate::statistics::DiskCounters;
+use crate::vbd::{QUEUE_CAPACITY, RETRY_TIMEOUT, Vbd};
+
+/// A disk with a simulated driver and a simulated queue; its image is a file.
+struct Rig {
+    thread: DiskThread,
+    commands: Sender<Envelope>,
+    answers: Receiver<(u64, Result<(), Errno>)>,
+    waker: Waker,
+    device: SimDevice,
+    image: PathBuf,
+}
+
+impl Rig {
+    fn new(name: &str) -> Self {
+        let stem = format!("disk-thread-{}-{name}", std::process::id());
+        let image = std::env::temp_dir().join(&stem);
+        std::fs::File::create(&image).unwrap().set_len(1 << 20).unwrap();
+        let poll = Poll::new().unwrap();
+        let waker = Waker::new(poll.registry(), WAKER).unwrap();
+        let config = QueueConfig { capacity: QUEUE_CAPACITY, ..QueueConfig::default() };
+        let mut memory = Memory::new(8 << 20).unwrap();
+        let (ring, device) = sim::create(SimOptions::default()).unwrap();
+        let ring = BlktapDoor::new(ring, &mut memory).unwrap();
+        let counters = DiskCounters::new();
+        let shared = DiskShared::new(0, "simulated".to_owned(), true, counters.reader());
+        let (commands, receiver) = channel();
+        let (answer, answers) = channel();
+        let respond = move |ticket, result: Result<(), crate::error::DiskError>| {
+            answer.send((ticket, result.map_err(|error| error.errno()))).unwrap();
+        };
+        let wiring = Wiring {
+            shared: Arc::new(shared),
+            page: None,
+            commands: receiver,
+            respond: Box::new(respond),
+            log: slog::Logger::root(slog::Discard, slog::o!()),
+        };
+        let mut disk = Disk::new(Vbd::new(Queue::simulated(1, config), memory, counters));
+        disk.ring = Some(ring);
+        let nbd_path = std::env::temp_dir().join(stem + ".nbd");
+        let config = DiskConfig { layers: Vec::new(), nbd_path, ring_path: None };
+        let thread = DiskThread::new(disk, poll, config, wiring).unwrap();
+        let mut rig = Self { thread, commands, answers, waker, device, image };
+        rig.send(1, rig.open());
+        rig.turns(1);
+        assert_eq!(rig.answer(), Some((1, Ok(()))));
+        rig
+    }
+
+    fn spec(&self) -> ImageSpec {
+        ImageSpec::parse(OsStr::new(&format!("aio:{}", self.image.display()))).unwrap()
+    }
+
+    fn open(&self) -> Command {
+        Command::Open(OpenRequest {
+            spec: self.spec(),
+            name: "aio:image".into(),
+            flags: OpenFlags::default(),
+            retry_timeout: RETRY_TIMEOUT,
+        })
+    }
+
+    fn send(&self, ticket: u64, command: Command) {
+        self.commands.send(Envelope { ticket, command }).unwrap();
+    }
+
+    /// Turns of the loop; none of them sleeps. Whether the thread goes on.
+    fn turns(&mut self, count: usize) -> bool {
+        (0..count).all(|_| {
+            self.waker.wake().unwrap();
+            self.thread.turn()
+        })
+    }
+
+    fn answer(&self) -> Option<(u64, Result<(), Errno>)> {
+        self.answers.try_recv().ok()
+    }
+
+    fn sim(&mut self) -> &mut Sim {
+        self.thread.disk.vbd.queue().sim().unwrap()
+    }
+
+    /// A read from the ring that the storage does not end.
+    fn stuck_read(&mut self) {
+        let number = self.sim().accepted();
+        self.sim().inject(number, Fault::Stuck);
+        self.device.submit_read(1, 0, Segments::plain(512)).unwrap();
+        self.turns(3);
+        assert_eq!(self.thread.disk.vbd.outstanding(), 1);
+    }
+}
+
+impl Drop for Rig {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.image);
+        let _ = std::fs::remove_file(&self.thread.config.nbd_path);
+    }
+}
+
+/// Another client may have opened it since the control thread looked: a thread that ended with an
+/// image open would drop what runs, and make nothing durable.
+#[test]
+fn a_disk_that_is_open_is_not_detached() {
+    let mut rig = Rig::new("open");
+    rig.send(2, Command::Detach);
+    assert!(rig.turns(3));
+    assert_eq!(rig.answer(), Some((2, Err(Errno::EBUSY))));
+    assert_eq!(rig.thread.life, Life::Running);
+}
+
+#[test]
+fn a_command_whose_client_does_not_wait_is_answered() {
+    let mut rig = Rig::new("cancel");
+    rig.stuck_read();
+    for (ticket, command) in [(2, Command::Pause), (3, Command::Close)] {
+        rig.send(ticket, command);
+        rig.turns(3);
+        assert_eq!(rig.answer(), None);
+        rig.send(0, Command::Cancel(ticket));
+        rig.turns(3);
+        assert_eq!(rig.answer(), Some((ticket, Err(Errno::ECANCELED))));
+    }
+    assert_eq!(rig.answer(), None);
+}
+
+/// The control thread has given it up, and nobody will send it anything any more.
+#[test]
+fn a_thread_that_was_left_behind_ends_when_its_io_does() {
+    for forced in [true, false] {
+        let mut rig = Rig::new(if forced { "left" } else { "torn" });
+        rig.stuck_read();
+        if forced {
+            rig.send(2, Command::ForceClose);
+            rig.send(0, Command::Detach);
+        }
+        rig.commands = channel().0;
+        assert!(rig.turns(10), "memory that the storage may still write to stays");
+        rig.sim().release();
+        rig.sim().run_all();
+        assert!(!rig.turns(10));
+        assert_eq!(rig.thread.life, Life::Closed);
+    }
+}
