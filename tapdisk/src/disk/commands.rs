@@ -113,10 +113,13 @@ impl DiskThread {
         self.config.layers.iter().map(|spec| spec.build(info, slots)).collect()
     }
 
+    /// The block device comes last: once it is there somebody may open it, and then it stays.
     fn open_doors(&mut self, info: DiskInfo) -> Result<(), DiskError> {
-        if let Some(ring) = &mut self.disk.ring {
-            ring.create_device(info)?;
-        }
+        self.open_nbd()?;
+        self.disk.ring.as_mut().map_or(Ok(()), |ring| ring.create_device(info))
+    }
+
+    fn open_nbd(&mut self) -> Result<(), DiskError> {
         let path = &self.config.nbd_path;
         let error = |error: io::Error, what| DiskError::io(&error, what).at(path);
         // A socket of this name is left over from a process that had our pid: nobody else makes
@@ -137,11 +140,13 @@ impl DiskThread {
         Ok(())
     }
 
-    /// Takes the NBD door down; with `RING`'s device gone, nothing can come from there either.
+    /// Takes the NBD door down and the block device away. The chain goes next.
     pub(super) fn close_doors(&mut self) {
         if let Some(ring) = &mut self.disk.ring {
-            // A device that somebody holds open stays, and fails its requests, until detach.
+            // A device that somebody holds open stays until it can be detached. Its requests come in
+            // and fail, for want of a chain: who waited for them could not let go of it.
             let _ = ring.remove_device();
+            ring.resume();
         }
         if let Some(mut door) = self.disk.nbd.take() {
             door.close(self.poll.registry(), self.disk.vbd.memory());
@@ -239,6 +244,12 @@ impl DiskThread {
     fn detach(&mut self, ticket: u64) -> Option<Result<(), DiskError>> {
         if self.life.is_open() {
             return Some(Err(DiskError::new(Errno::EBUSY, "The image is open; close it first")));
+        }
+        // Left over from a forced close. The driver would hold this thread until its last user is
+        // gone; an error that is not this one changes nothing for better.
+        let ring = self.disk.ring.as_mut();
+        if ring.is_some_and(|ring| matches!(ring.remove_device(), Ok(Removal::Busy))) {
+            return Some(Err(DiskError::new(Errno::EBUSY, "The block device is in use")));
         }
         self.exit = true;
         self.detached = Some(ticket);

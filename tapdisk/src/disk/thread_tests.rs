@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
-use blktap_ioctl::sim::{self, Segments, SimDevice, SimOptions};
+use blktap_ioctl::sim::{self, Outcome, Segments, SimDevice, SimOptions};
 use mio::{Poll, Waker};
 use nix::errno::Errno;
 
@@ -110,6 +110,12 @@ impl Rig {
         self.turns(3);
         assert_eq!(self.thread.disk.vbd.outstanding(), 1);
     }
+
+    fn ended(&self) -> Vec<Outcome> {
+        let mut ended = Vec::new();
+        self.device.completions(|completion| ended.push(completion.outcome));
+        ended
+    }
 }
 
 impl Drop for Rig {
@@ -162,4 +168,23 @@ fn a_thread_that_was_left_behind_ends_when_its_io_does() {
         assert!(!rig.turns(10));
         assert_eq!(rig.thread.life, Life::Closed);
     }
+}
+
+/// The guest has the device open and cannot let go of it while its requests have no end.
+#[test]
+fn a_device_that_is_held_open_fails_its_requests_after_a_forced_close() {
+    let mut rig = Rig::new("held");
+    rig.device.open().unwrap();
+    rig.send(2, Command::ForceClose);
+    rig.turns(3);
+    assert_eq!(rig.answer(), Some((2, Ok(()))));
+    rig.device.submit_read(1, 0, Segments::plain(512)).unwrap();
+    rig.turns(3);
+    assert!(matches!(rig.ended()[..], [Err(_)]));
+    rig.send(3, Command::Detach);
+    assert!(rig.turns(3));
+    assert_eq!(rig.answer(), Some((3, Err(Errno::EBUSY))));
+    rig.device.close();
+    rig.send(4, Command::Detach);
+    assert!(!rig.turns(1));
 }
