@@ -188,6 +188,8 @@ impl DiskThread {
         }
         let wanted = self.disk.vbd.info();
         if let Err(error) = self.insert_chain(&request, Some(wanted)) {
+            // As with blktap: what was taken before the pause ends, and with it the guest that waits.
+            self.disk.vbd.shut_down();
             self.enter(Life::Paused { failed: true });
             return Err(error);
         }

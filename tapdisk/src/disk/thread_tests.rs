@@ -188,3 +188,24 @@ fn a_device_that_is_held_open_fails_its_requests_after_a_forced_close() {
     rig.send(4, Command::Detach);
     assert!(!rig.turns(1));
 }
+
+/// blktap kills them, so that the end of the guest is not held up.
+#[test]
+fn a_resume_that_fails_ends_the_requests_that_wait() {
+    let mut rig = Rig::new("resume");
+    rig.sim().inject(0, Fault::Error(Errno::EAGAIN));
+    rig.device.submit_read(1, 0, Segments::plain(512)).unwrap();
+    rig.turns(3);
+    rig.sim().run_all();
+    rig.turns(3);
+    assert_eq!(rig.ended().len(), 0, "it waits for its second try");
+    rig.send(2, Command::Pause);
+    rig.turns(3);
+    assert_eq!(rig.answer(), Some((2, Ok(()))));
+    std::fs::remove_file(&rig.image).unwrap();
+    rig.send(3, Command::Resume(None, "".into()));
+    rig.turns(3);
+    assert_eq!(rig.answer(), Some((3, Err(Errno::ENOENT))));
+    assert!(matches!(rig.ended()[..], [Err(_)]));
+    assert_eq!(rig.thread.disk.vbd.outstanding(), 0);
+}
