@@ -179,3 +179,44 @@ fn a_daemon_whose_clients_gave_up_waiting_ends_at_one_signal() {
     daemon.signal(nix::sys::signal::Signal::SIGTERM);
     assert!(daemon.wait().success());
 }
+
+#[test]
+fn a_client_that_says_too_much_and_goes_has_given_up_too() {
+    use std::io::Write;
+    let host = Host::new();
+    let (daemon, minor, _client) = stuck(&host);
+    let mut stream = std::os::unix::net::UnixStream::connect(daemon.client.socket()).unwrap();
+    let pause = tapdisk_control::message::Request::Pause { minor };
+    stream.write_all(&pause.encode().unwrap()).unwrap();
+    wait_until("the disk pauses", || daemon.client.list().unwrap()[0].state != 0);
+    stream.write_all(&[0; 1000]).unwrap();
+    drop(stream);
+    wait_for_state(&daemon, 0);
+}
+
+#[test]
+fn a_client_that_found_the_daemon_out_of_descriptors_is_served_when_there_are_some() {
+    use std::io::{Read, Write};
+    use std::os::unix::net::UnixStream;
+    let host = Host::new();
+    let mut command = host.command("sh");
+    let script = "ulimit -n 40; exec \"$TAPDISK\" -D --log stderr";
+    command.args(["-c", script]);
+    let daemon = host.daemon_by(command);
+    let socket = host.paths().control_socket(daemon.pid);
+    let connect = || {
+        let stream = UnixStream::connect(&socket).unwrap();
+        stream.set_read_timeout(Some(tapdisk_tests::PATIENCE)).unwrap();
+        stream
+    };
+    let silent: Vec<UnixStream> = (0..60).map(|_| connect()).collect();
+    let mut stream = connect();
+    let request = tapdisk_control::message::Request::Pid;
+    stream.write_all(&request.encode().unwrap()).unwrap();
+    wait_until("descriptors run out", || {
+        tapdisk_tests::Daemon::log(&host).contains("Cannot accept")
+    });
+    drop(silent);
+    let mut reply = [0; tapdisk_control::message::MESSAGE_SIZE];
+    stream.read_exact(&mut reply).unwrap();
+}

@@ -143,8 +143,8 @@ impl DiskThread {
     /// Takes the NBD door down and the block device away. The chain goes next.
     pub(super) fn close_doors(&mut self) {
         if let Some(ring) = &mut self.disk.ring {
-            // A device that somebody holds open stays until it can be detached. Its requests come in
-            // and fail, for want of a chain: who waited for them could not let go of it.
+            // A device that somebody holds open stays until it can be detached. Its requests come
+            // in and fail, for want of a chain: who waited for them could not let go of it.
             let _ = ring.remove_device();
             ring.resume();
         }
@@ -188,7 +188,8 @@ impl DiskThread {
         }
         let wanted = self.disk.vbd.info();
         if let Err(error) = self.insert_chain(&request, Some(wanted)) {
-            // As with blktap: what was taken before the pause ends, and with it the guest that waits.
+            // As with blktap: what was taken before the pause ends, and with it the wait of a
+            // guest that is to be shut down.
             self.disk.vbd.shut_down();
             self.enter(Life::Paused { failed: true });
             return Err(error);

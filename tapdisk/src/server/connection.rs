@@ -18,6 +18,9 @@ pub(super) const READ_PATIENCE: Duration = Duration::from_secs(10);
 /// A client that has not taken its answer after so long is let go (blktap: 10 s).
 pub(super) const WRITE_PATIENCE: Duration = Duration::from_secs(10);
 
+/// A client that sends more than so many times 4 KiB at once beyond its request is let go.
+const EXCESS_READS_MAX: u32 = 16;
+
 /// What reading came to.
 #[derive(Debug)]
 pub(super) enum Received {
@@ -110,16 +113,22 @@ impl Connection {
         }
     }
 
-    /// Whether a client that waits is still there. What it sends beyond its request is ignored.
+    /// Whether a client that waits is still there. What it sends beyond its request is ignored, in
+    /// bounds; all of it is taken, because its end is behind it and is announced once.
     fn probe(&mut self) -> Received {
-        let mut excess = [0; 64];
-        match self.stream.read(&mut excess) {
-            Ok(0) => Received::Gone,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Received::Partial,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => Received::Partial,
-            Err(_) => Received::Gone,
-            Ok(_) => Received::Partial,
+        let mut excess = [0; 4096];
+        for _ in 0..EXCESS_READS_MAX {
+            match self.stream.read(&mut excess) {
+                Ok(0) => return Received::Gone,
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    return Received::Partial;
+                }
+                Err(_) => return Received::Gone,
+            }
         }
+        Received::Gone
     }
 
     /// Its request became the command with this ticket.

@@ -43,6 +43,9 @@ const CONNECTIONS: usize = 3;
 /// has 10, and 10 silent clients close it to everybody.
 const CONNECTIONS_MAX: usize = 256;
 
+/// How long accepting pauses when it fails.
+const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
+
 /// A forced close is answered after so long at the latest.
 const FORCE_PATIENCE: Duration = Duration::from_millis(50);
 
@@ -82,6 +85,8 @@ pub struct Server {
     asked_to_leave: bool,
     /// When a disk could not be closed at the end: when to try again.
     leave_again: Option<Now>,
+    /// When accepting failed, for want of descriptors mostly: when to try again.
+    accept_again: Option<Now>,
 }
 
 impl std::fmt::Debug for Server {
@@ -175,6 +180,7 @@ impl Server {
             leaving: false,
             asked_to_leave: false,
             leave_again: None,
+            accept_again: None,
         })
     }
 
@@ -213,14 +219,17 @@ impl Server {
     }
 
     fn is_over(&self) -> bool {
-        self.leaving && self.disks.is_empty() && self.connections.iter().all(Option::is_none)
+        // Who has not asked yet is not waited for: the end answers him.
+        let mut connections = self.connections.iter().flatten();
+        self.leaving && self.disks.is_empty() && connections.all(Connection::is_reading)
     }
 
     fn timeout(&self) -> Option<Duration> {
         let now = self.clock.now();
         let connections = self.connections.iter().flatten().filter_map(Connection::deadline);
         let forced = self.forced.iter().map(|(_, _, until)| *until);
-        connections.chain(forced).chain(self.leave_again).min().map(|next| next.since(now))
+        let again = self.leave_again.into_iter().chain(self.accept_again);
+        connections.chain(forced).chain(again).min().map(|next| next.since(now))
     }
 
     fn accept(&mut self) {
@@ -231,6 +240,8 @@ impl Server {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 Err(error) => {
                     slog::warn!(self.log, "Cannot accept a client"; "error" => %error);
+                    // Who waits there already will not be announced again.
+                    self.accept_again = Some(self.clock.now().after(ACCEPT_PAUSE));
                     return;
                 }
             };
@@ -338,6 +349,10 @@ impl Server {
             if late.is_some_and(|deadline| deadline <= now) {
                 self.drop_connection(index);
             }
+        }
+        if self.accept_again.is_some_and(|again| again <= now) {
+            self.accept_again = None;
+            self.accept();
         }
         if self.leave_again.is_some_and(|again| again <= now) {
             self.leave_again = None;
