@@ -362,6 +362,10 @@ fn a_failure_that_stays_is_told_once_and_the_disk_serves_on() {
         let (host, daemon, mut client) = failing(&format!("fault:op=write,count=2,errno={errno}"));
         assert_eq!(client.write(0, &[1; 512]).unwrap(), wanted);
         assert_eq!(client.write(0, &[1; 512]).unwrap(), wanted);
+        wait_until("the log names it", || {
+            let log = Daemon::log(&host);
+            log.contains("The storage failed a request") && log.contains("op=Write")
+        });
         assert_eq!(client.write(0, &[2; 512]).unwrap(), 0);
         assert_eq!(client.read(0, 512).unwrap(), Ok(vec![2; 512]));
         // The page is written after the answers of a turn went out.

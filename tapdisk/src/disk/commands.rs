@@ -33,8 +33,7 @@ impl DiskThread {
                 None
             }
             Command::Dump => {
-                let state = self.dump();
-                slog::info!(self.wiring.log, "State of the disk"; "state" => state);
+                self.dump();
                 None
             }
             Command::Detach => self.detach(ticket),

@@ -23,9 +23,11 @@ use crate::frontend::blktap::BlktapDoor;
 use crate::frontend::{Frontend, TOKENS_PER_DOOR};
 use crate::image::{ImageSpec, OpenFlags};
 use crate::layer::LayerSpec;
+use crate::log::RateLimit;
 use crate::server::shared::DiskShared;
 use crate::statistics::StatsPage;
 use crate::time::{Clock, Now};
+use crate::vbd::Failure;
 
 /// The waker of the control thread's commands.
 pub const WAKER: MioToken = MioToken(0);
@@ -135,6 +137,7 @@ pub struct DiskThread {
     /// While closing with a block device: until when to ask the driver, and when next.
     pub(super) removal: Option<(Now, Now)>,
     pub(super) busy_turns: u32,
+    failures: RateLimit,
     /// The last turn left something to do that no event will announce.
     more: bool,
     events: Events,
@@ -183,6 +186,7 @@ impl DiskThread {
             waiting: None,
             removal: None,
             busy_turns: 0,
+            failures: RateLimit::new(),
             more: false,
             events: Events::with_capacity(128),
             exit: false,
@@ -209,9 +213,10 @@ impl DiskThread {
         let turned = self.disk.turn(|| clock.now());
         self.more = turned.more;
         if turned.stuck {
-            let state = self.dump();
-            slog::error!(self.wiring.log, "No request has ended for long"; "state" => state);
+            slog::error!(self.wiring.log, "No request has ended for long");
+            self.dump();
         }
+        self.complain();
         self.settle();
         self.publish();
         // With I/O under way its memory and the ring have to stay.
@@ -294,13 +299,33 @@ impl DiskThread {
         self.wiring.shared.publish(vbd.queue(), nbd.as_ref(), ring.as_ref());
     }
 
-    pub(super) fn dump(&mut self) -> String {
-        let mut text = format!("{:?}\n", self.life);
+    /// Logs what went wrong in this turn: of a storage that fails everything, some.
+    fn complain(&mut self) {
+        let log = &self.wiring.log;
+        if let Some(fault) = self.disk.ring.as_mut().and_then(BlktapDoor::take_fault) {
+            slog::crit!(log, "The ring is not read any more"; "fault" => %fault);
+        }
+        if let Some(failure) = self.disk.vbd.take_failure()
+            && let Some(suppressed) = self.failures.admit(self.clock.now())
+        {
+            let Failure { op, offset, len, errno, again } = failure;
+            slog::error!(log, "The storage failed a request"; "op" => ?op, "offset" => offset,
+                "bytes" => len, "error" => errno.desc(), "again" => again,
+                "suppressed" => suppressed);
+        }
+    }
+
+    /// Logs the state, line by line: one message has a bound that it would go over.
+    pub(super) fn dump(&mut self) {
+        let mut text = String::new();
         let _ = self.disk.vbd.describe(&mut text);
         for (_, door) in self.disk.doors() {
             let _ = door.describe(&mut text);
         }
-        text
+        slog::info!(self.wiring.log, "State of the disk: {:?}", self.life);
+        for line in text.lines() {
+            slog::info!(self.wiring.log, "{line}");
+        }
     }
 
     /// The end of the thread: nothing of the disk is left but its queue and memory, which nobody

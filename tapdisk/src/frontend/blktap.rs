@@ -61,6 +61,7 @@ pub struct BlktapDoor {
     statistics: RingStatistics,
     /// Why the ring is not read any more.
     dead: Option<RingFault>,
+    dead_told: bool,
 }
 
 impl BlktapDoor {
@@ -95,6 +96,7 @@ impl BlktapDoor {
             has_device: false,
             statistics: RingStatistics::default(),
             dead: None,
+            dead_told: false,
         })
     }
 
@@ -140,6 +142,11 @@ impl BlktapDoor {
     #[must_use]
     pub fn statistics(&self) -> RingStatistics {
         self.statistics
+    }
+
+    /// Why the ring is not read any more; said once.
+    pub fn take_fault(&mut self) -> Option<RingFault> {
+        self.dead.filter(|_| !std::mem::replace(&mut self.dead_told, true))
     }
 
     /// There may be requests that no event will announce: answers made room for them in the ring,

@@ -51,6 +51,21 @@ pub const WATCHDOG: Duration = Duration::from_secs(10);
 /// Number of a door of the disk.
 pub type DoorIndex = u8;
 
+/// A request that the images or their storage failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// What it asked for.
+    pub op: Op,
+    /// Of its range, in bytes.
+    pub offset: u64,
+    /// In bytes.
+    pub len: u64,
+    /// Why.
+    pub errno: Errno,
+    /// It is tried again, and nobody has seen it.
+    pub again: bool,
+}
+
 /// One disk's requests.
 pub struct Vbd {
     slots: Slots,
@@ -65,6 +80,8 @@ pub struct Vbd {
     /// Since when there is a request that runs.
     busy_since: Now,
     watchdog_barked: bool,
+    /// The first since it was asked for.
+    failure: Option<Failure>,
     /// Empty between calls; as large as the queue, so that it never grows.
     completions: Vec<Completion>,
 }
@@ -91,6 +108,7 @@ impl Vbd {
             last_end: Now::default(),
             busy_since: Now::default(),
             watchdog_barked: false,
+            failure: None,
             completions: Vec::with_capacity(QUEUE_CAPACITY),
         }
     }
@@ -146,6 +164,11 @@ impl Vbd {
     /// The disk's memory.
     pub fn memory(&mut self) -> &mut Memory {
         &mut self.memory
+    }
+
+    /// The first failure since this was asked last; for the log, which is not told of each.
+    pub fn take_failure(&mut self) -> Option<Failure> {
+        self.failure.take()
     }
 
     /// The time of this turn.
@@ -294,8 +317,13 @@ impl Vbd {
     fn ended(&mut self, index: SlotIndex, status: Status) {
         let (now, timeout) = (self.now, self.retry_timeout);
         let slot = self.slots.get_mut(index);
-        let again = status.errno().is_some_and(is_passing);
-        if again && now.after(RETRY_INTERVAL).since(slot.started) <= timeout {
+        let passes = status.errno().is_some_and(is_passing);
+        let again = passes && now.after(RETRY_INTERVAL).since(slot.started) <= timeout;
+        if let Some(errno) = status.errno() {
+            let Request { op, offset, len, .. } = slot.request;
+            self.failure.get_or_insert(Failure { op, offset, len, errno, again });
+        }
+        if again {
             slot.due = now.after(RETRY_INTERVAL);
             self.slots.move_to(index, Place::Parked);
             self.counters.retried();
