@@ -104,6 +104,7 @@ fn run(options: Options) -> Result<(), DiskError> {
     let mask = SignalMask::block().map_err(|refused| error(refused, "Cannot block signals"))?;
     process::close_inherited(3)
         .map_err(|refused| error(refused, "Cannot close what was left open by the caller"))?;
+    process::restrict_umask();
     let launch = if options.foreground { process::foreground() } else { process::daemonise(&mask) };
     let launch = launch.map_err(|refused| error(refused, "Cannot start"))?;
     let warnings = process::raise_limits();
@@ -137,8 +138,11 @@ fn serve(options: Options, mask: &SignalMask, log: &Log, launch: Launch) -> Resu
             return Err(error);
         }
     };
-    if let Err(error) = launch.ready(server.socket_path()) {
-        slog::warn!(log.logger(), "Nobody waits for the control path"; "error" => %error);
+    let ready = launch.ready(server.socket_path());
+    if let Err(refused) = ready {
+        // Who started this is gone, and nobody else knows that it is there.
+        server.give_up();
+        return Err(DiskError::io(&refused, "Nobody waits for the control path"));
     }
     server.run();
     Ok(())

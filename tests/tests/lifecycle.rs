@@ -494,3 +494,31 @@ fn stats_of_odd_file_names_are_json() {
     let all: Value = serde_json::from_slice(&all).unwrap();
     assert_eq!(all.as_array().map(Vec::len), Some(names.len()));
 }
+
+#[test]
+fn nobody_else_may_connect_whatever_the_umask_of_the_caller() {
+    use std::os::unix::fs::PermissionsExt;
+    let host = Host::new();
+    let image = host.image("disk", 1 << 20);
+    let mut command = host.command("sh");
+    command.args(["-c", "umask 0; exec \"$TAPDISK\" -D --log stderr"]);
+    let daemon = host.daemon_by(command);
+    let (_, socket) = host.serve(&daemon, &aio(&image));
+    for path in [socket.as_path(), daemon.client.socket()] {
+        let mode = std::fs::metadata(path).unwrap().permissions().mode();
+        assert_eq!(mode & 0o022, 0, "{}: {mode:o}", path.display());
+    }
+}
+
+#[test]
+fn a_daemon_that_nobody_waits_for_does_not_stay() {
+    let host = Host::new();
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let mut command = host.command("tapdisk");
+    command.args(["-D", "--log", "stderr"]).stdout(writer);
+    let mut child = command.spawn().unwrap();
+    drop(command);
+    assert!(!child.wait().unwrap().success());
+    assert!(host.sockets().is_empty(), "{:?}", host.sockets());
+}

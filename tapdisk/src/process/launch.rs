@@ -18,6 +18,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use nix::errno::Errno;
+use nix::sys::stat::{Mode, umask};
 use nix::unistd::{chdir, dup2_stderr, dup2_stdin, dup2_stdout, setsid};
 
 use super::signals::SignalMask;
@@ -123,6 +124,14 @@ fn duplicate_stdout() -> io::Result<File> {
     // A number of 3 or above, closed in programs that we start.
     let copy: OwnedFd = io::stdout().as_fd().try_clone_to_owned()?;
     Ok(File::from(copy))
+}
+
+/// Takes from others the permission to write to what this process makes, sockets first of all: who
+/// may write to one may connect. What the caller forbids beyond that stays forbidden.
+pub fn restrict_umask() {
+    let others = Mode::S_IWGRP | Mode::S_IWOTH;
+    let inherited = umask(others);
+    umask(inherited | others);
 }
 
 /// Closes every descriptor from `first` on that the caller of this program left open: a leaked pipe

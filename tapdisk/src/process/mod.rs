@@ -5,6 +5,7 @@
 //! ```text
 //!   SignalMask::block     before anything: no signal finds us half started
 //!   close_inherited       before anything is opened
+//!   restrict_umask        before anything is made
 //!   daemonise             before any thread exists
 //!   raise_limits          the child does not inherit locks on memory
 //!   Log::start, threads   they inherit the mask
@@ -20,7 +21,7 @@ mod sys;
 mod tests;
 mod thread;
 
-pub use launch::{Launch, close_inherited, daemonise, foreground};
+pub use launch::{Launch, close_inherited, daemonise, foreground, restrict_umask};
 pub use limits::{Warning, raise_limits};
 pub use signals::{Received, SignalEvent, SignalMask, Signals};
 pub(crate) use sys::{LocalTime, local_time};

@@ -190,6 +190,11 @@ impl Server {
         &self.socket_path
     }
 
+    /// Ends without serving anybody.
+    pub fn give_up(self) {
+        let _ = std::fs::remove_file(&self.socket_path);
+    }
+
     /// Serves until the last disk is detached, or a signal ends it.
     pub fn run(mut self) {
         let mut events = Events::with_capacity(128);
