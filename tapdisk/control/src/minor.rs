@@ -11,7 +11,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
@@ -88,9 +88,18 @@ pub fn lock_marker(paths: &Paths, minor: u16) -> Result<MarkerLock, ControlError
         .write(true)
         .open(&path)
         .map_err(|error| ControlError::system(ErrorKind::Minor, &error, attempt()))?;
-    let file = lock(file, FlockArg::LockExclusiveNonblock)
-        .map_err(|errno| ControlError::new(ErrorKind::Minor, errno, attempt()))?;
-    Ok(MarkerLock { _file: file })
+    hold(file).map_err(|errno| ControlError::new(ErrorKind::Minor, errno, attempt()))
+}
+
+/// Locks an open marker. One that was freed since it was opened is none: its number may be taken
+/// again already, with another file.
+fn hold(file: File) -> Result<MarkerLock, Errno> {
+    let file = lock(file, FlockArg::LockExclusiveNonblock)?;
+    match file.metadata() {
+        Ok(metadata) if metadata.nlink() > 0 => Ok(MarkerLock { _file: file }),
+        Ok(_) => Err(Errno::ENOENT),
+        Err(error) => Err(error.raw_os_error().map_or(Errno::EIO, Errno::from_raw)),
+    }
 }
 
 /// Makes the marker of this very number, which the kernel driver chose.
@@ -223,6 +232,18 @@ mod tests {
         drop(attached);
         minors.free(0).unwrap();
         assert_eq!(lock_marker(&paths, 0).unwrap_err().errno(), Errno::ENOENT as i32);
+    }
+
+    #[test]
+    fn a_marker_that_was_freed_before_it_was_locked_is_none() {
+        let dir = TestDir::new("minor-race");
+        let minors = MarkerMinors::new(&dir.paths());
+        minors.allocate().unwrap();
+        let opened = File::open(dir.paths().marker(0)).unwrap();
+        minors.free(0).unwrap();
+        minors.allocate().unwrap();
+        assert_eq!(hold(opened).unwrap_err(), Errno::ENOENT);
+        assert!(lock_marker(&dir.paths(), 0).is_ok());
     }
 
     #[test]
