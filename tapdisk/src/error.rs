@@ -1,6 +1,7 @@
 //! Errors of the control path: what a person reads when a disk cannot be opened, paused, closed.
 
 use std::fmt;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
@@ -24,8 +25,15 @@ impl DiskError {
 
     /// A failed system call.
     #[must_use]
-    pub fn io(error: &std::io::Error, what: impl Into<String>) -> Self {
-        let errno = error.raw_os_error().map_or(Errno::EIO, Errno::from_raw);
+    pub fn io(error: &io::Error, what: impl Into<String>) -> Self {
+        let errno = match (error.raw_os_error(), error.kind()) {
+            (Some(raw), _) => Errno::from_raw(raw),
+            // Our own, with a text: no room for another AIO context, a path too long for a socket.
+            (None, io::ErrorKind::WouldBlock) => Errno::EAGAIN,
+            (None, io::ErrorKind::Unsupported) => Errno::EOPNOTSUPP,
+            (None, io::ErrorKind::InvalidInput) => Errno::EINVAL,
+            (None, _) => Errno::EIO,
+        };
         Self::new(errno, what)
     }
 
@@ -67,7 +75,9 @@ mod tests {
 
     #[test]
     fn an_io_error_without_a_number_is_eio() {
-        let error = std::io::Error::other("odd");
+        let error = io::Error::other("odd");
         assert_eq!(DiskError::io(&error, "Cannot read").errno(), Errno::EIO);
+        let error = io::Error::new(io::ErrorKind::WouldBlock, "No AIO context");
+        assert_eq!(DiskError::io(&error, "Cannot make").errno(), Errno::EAGAIN);
     }
 }

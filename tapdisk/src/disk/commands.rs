@@ -302,7 +302,7 @@ impl DiskThread {
     }
 
     fn paused(&mut self) {
-        let result = self.disk.vbd.close_chain();
+        let result = self.close_chain();
         if let Err(error) = &result {
             slog::error!(self.wiring.log, "Closing for a pause"; "error" => %error);
         }
@@ -366,7 +366,7 @@ impl DiskThread {
             return;
         }
         self.close_doors();
-        let result = self.disk.vbd.close_chain();
+        let result = self.close_chain();
         if let Err(error) = &result {
             slog::error!(self.wiring.log, "Closing"; "error" => %error);
         }
@@ -376,6 +376,15 @@ impl DiskThread {
         self.wiring.shared.set_images(Vec::new(), None);
         self.enter(Life::Closed);
         self.answer_waiting(result);
+    }
+
+    /// Closes the image; an error names it.
+    fn close_chain(&mut self) -> Result<(), DiskError> {
+        let result = self.disk.vbd.close_chain();
+        match &self.opened {
+            Some(opened) => result.map_err(|error| error.at(&opened.spec.path)),
+            None => result,
+        }
     }
 
     fn answer_waiting(&mut self, result: Result<(), DiskError>) {

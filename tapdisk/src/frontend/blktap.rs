@@ -9,7 +9,7 @@
 //!
 //! Invariants:
 //! * The pages are lent ([`Memory::set_ring`]) exactly while `ring` is mapped: from
-//!   [`BlktapDoor::open`] to [`BlktapDoor::close`], and for ever when requests are outstanding
+//!   [`BlktapDoor::open`] to [`BlktapDoor::unmap`], and for ever when requests are outstanding
 //!   then.
 //! * A request that was taken is answered once, also when it is malformed.
 #![allow(unsafe_code)]
@@ -82,7 +82,7 @@ impl BlktapDoor {
     /// What mapping says.
     pub fn new(ring: Ring, memory: &mut Memory) -> io::Result<Self> {
         let ring = ring.map().map_err(|(_, error)| error)?;
-        // SAFETY: `data_area` names the mapped data pages. They stay mapped until `close` of this
+        // SAFETY: `data_area` names the mapped data pages. They stay mapped until `unmap` of this
         // door, which takes them out of the memory before it unmaps; a `MappedRing` that is dropped
         // with requests outstanding leaves its pages mapped. No other ring is lent to this memory:
         // a disk has one, and its thread makes it first.

@@ -8,7 +8,7 @@
 
 use std::fs::{File, FileType, OpenOptions};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::AsFd;
 use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
@@ -176,12 +176,7 @@ impl Image for Raw {
         if self.at_close == AtClose::Forget {
             return Ok(());
         }
-        nix::unistd::fdatasync(self.handle.as_fd()).map_err(|errno| {
-            let fd = self.handle.as_raw_fd();
-            DiskError::new(
-                errno,
-                format!("Cannot make the image durable at close (descriptor {fd})"),
-            )
-        })
+        nix::unistd::fdatasync(self.handle.as_fd())
+            .map_err(|errno| DiskError::new(errno, "Cannot make the image durable at close"))
     }
 }

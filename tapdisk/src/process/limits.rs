@@ -8,7 +8,8 @@
 //!   locked.
 //! * What is mapped later is locked page by page as it is touched (`MCL_ONFAULT`), not at once: a
 //!   stack of 2 MiB per thread and an arena per disk would otherwise be resident in full, in
-//!   hundreds of processes. Whoever maps buffers for the data path touches them at attach.
+//!   hundreds of processes. What is touched for the first time under load comes out of free memory,
+//!   and never waits for a disk: the I/O threads are I/O flushers.
 //! * Later memory is locked only when the limit is infinite: under a finite one the mapping that
 //!   goes over it *fails*, and a disk would be lost to save it from swapping.
 
