@@ -266,6 +266,28 @@ fn zeros_holes_and_extents_of_a_file_are_told() {
     }
 }
 
+/// As on NFS before 4.2: a file in memory has no zeros that are not written.
+#[test]
+fn zeros_are_written_where_the_file_has_no_other_way() {
+    use nix::sys::memfd::{MFdFlags, memfd_create};
+    for mut queue in queues() {
+        let memory = Memory::new(1 << 16).unwrap();
+        let plain = Arc::new(File::from(memfd_create(c"zeros", MFdFlags::empty()).unwrap()));
+        plain.write_all_at(&vec![7; 3 << 20], 0).unwrap();
+        let id = queue.add_file(Arc::clone(&plain)).unwrap();
+        let op = IoOp::WriteZeroes { may_punch: false, durable: true };
+        let (offset, len) = (512, (2 << 20) + 512);
+        queue.push(&memory, &Io { tag: Tag(1), op, file: id, offset, len, segments: &[] });
+        let ends = run(&mut queue, 1);
+        assert_eq!(ends[0].status, Status::Done, "{}", queue.kind());
+        let mut bytes = vec![1; 3 << 20];
+        plain.read_exact_at(&mut bytes, 0).unwrap();
+        let zeros = bytes.iter().filter(|byte| **byte == 0).count();
+        assert_eq!(zeros as u64, len);
+        assert!(bytes[..512].iter().all(|byte| *byte == 7));
+    }
+}
+
 #[test]
 fn errors_of_fallocate_and_fdatasync_reach_the_caller() {
     for mut queue in queues() {

@@ -15,6 +15,7 @@ use std::time::Duration;
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
 use nix::sys::eventfd::EventFd;
+use nix::sys::uio::pwrite;
 use nix::unistd::{Whence, fdatasync, lseek};
 
 use crate::request::{Extent, ExtentKind};
@@ -33,6 +34,7 @@ pub(super) fn run(fd: BorrowedFd<'_>, verb: Verb, offset: u64, len: u64) -> i64 
         Verb::Sync => retry(|| fdatasync(fd)),
         Verb::Punch => retry(|| fallocate(fd, punch, offset, len)),
         Verb::Zero => retry(|| fallocate(fd, zero, offset, len)),
+        Verb::Fill => fill(fd, offset, len),
         Verb::Extent => return encode_extent(extent(fd, offset, len)),
         Verb::Read | Verb::Write | Verb::WriteDurable => {
             unreachable!("every engine reads and writes")
@@ -48,6 +50,28 @@ fn retry(mut call: impl FnMut() -> nix::Result<()>) -> nix::Result<()> {
             result => return result,
         }
     }
+}
+
+/// Aligned for direct I/O.
+#[repr(align(4096))]
+struct Zeros([u8; 1 << 20]);
+
+/// Never written to, and so no memory.
+static ZEROS: Zeros = Zeros([0; 1 << 20]);
+
+/// Writes zeros.
+fn fill(fd: BorrowedFd<'_>, mut offset: i64, len: i64) -> nix::Result<()> {
+    let end = offset.checked_add(len).ok_or(Errno::EFBIG)?;
+    while offset < end {
+        let left = usize::try_from(end - offset).map_err(|_| Errno::EFBIG)?;
+        match pwrite(fd, &ZEROS.0[..left.min(ZEROS.0.len())], offset) {
+            Ok(0) => return Err(Errno::EIO),
+            Ok(written) => offset += i64::try_from(written).map_err(|_| Errno::EIO)?,
+            Err(Errno::EINTR) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(())
 }
 
 /// What the range starts with. The file position moves: nobody uses it.

@@ -86,6 +86,8 @@ pub(super) enum Verb {
     Punch,
     /// fallocate: zeros
     Zero,
+    /// pwrite: zeros, where neither of these is there
+    Fill,
     /// lseek: data or hole
     Extent,
 }
@@ -192,7 +194,7 @@ impl Engine {
     pub(super) fn takes(&self, verb: Verb) -> bool {
         match self {
             Self::Aio(aio) => verb.has_data() || (verb == Verb::Sync && aio.takes_sync()),
-            Self::Uring(_) => verb != Verb::Extent,
+            Self::Uring(_) => !matches!(verb, Verb::Extent | Verb::Fill),
             Self::Sync(_) | Self::Sim(_) => true,
         }
     }

@@ -105,8 +105,8 @@ pub enum IoOp {
         /// What it changed is on stable storage when it is done.
         durable: bool,
     },
-    /// The range, inside the file, reads as zeros afterwards; EOPNOTSUPP when the file cannot do it
-    /// without writing zeros.
+    /// The range, inside the file, reads as zeros afterwards. Where the file cannot do it by itself
+    /// (NFS before 4.2, files in memory) the helper thread writes them.
     WriteZeroes {
         /// The range may become a hole.
         may_punch: bool,

@@ -99,7 +99,9 @@ impl Queue {
             (Verb::Read | Verb::Write | Verb::WriteDurable, Err(errno)) => {
                 self.data_failed(index, errno);
             }
-            (Verb::Punch | Verb::Zero, outcome) => self.allocated(index, outcome.map(|_| ())),
+            (Verb::Punch | Verb::Zero | Verb::Fill, outcome) => {
+                self.allocated(index, outcome.map(|_| ()));
+            }
             (Verb::Sync, outcome) => self.synced(index, outcome.map(|_| ())),
             (Verb::Extent, Ok(_)) => {
                 self.finish(index, Status::Done, Some(decode_extent(result)));
@@ -156,13 +158,9 @@ impl Queue {
         match (entry.op, outcome) {
             (_, Ok(())) if entry.then_sync => self.sync_next(index),
             (IoOp::Trim { .. }, Err(_)) if unknown => self.finish(index, Status::Done, None),
-            (IoOp::WriteZeroes { .. }, Err(_)) if unknown && entry.verb == Verb::Punch => {
-                entry.verb = Verb::Zero;
+            (IoOp::WriteZeroes { .. }, Err(_)) if unknown && entry.verb != Verb::Fill => {
+                entry.verb = if entry.verb == Verb::Punch { Verb::Zero } else { Verb::Fill };
                 self.again(index);
-            }
-            // The caller writes zeros then.
-            (IoOp::WriteZeroes { .. }, Err(Errno::ENOSYS | Errno::ENODEV)) => {
-                self.finish(index, Status::Failed(Errno::EOPNOTSUPP), None);
             }
             (_, outcome) => self.finish(index, outcome.into(), None),
         }

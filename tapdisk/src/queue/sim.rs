@@ -357,7 +357,7 @@ impl Sim {
                 file.flush();
                 0
             }
-            Verb::Punch | Verb::Zero if errno.is_none() => {
+            Verb::Punch | Verb::Zero | Verb::Fill if errno.is_none() => {
                 let mut change = change_of(op).expect("it changes the file");
                 if op.verb == Verb::Punch {
                     let inside = file.contents.len().saturating_sub(op.offset);
@@ -367,7 +367,7 @@ impl Sim {
                 0
             }
             Verb::Extent => return encode_extent(extent(&file.contents, op)),
-            Verb::Sync | Verb::Punch | Verb::Zero => 0,
+            Verb::Sync | Verb::Punch | Verb::Zero | Verb::Fill => 0,
         };
         errno.map_or_else(|| i64::try_from(done).expect("a length"), encode_error)
     }
@@ -388,7 +388,7 @@ impl std::fmt::Debug for Sim {
 fn change_of(op: &Op) -> Option<Change> {
     let bytes = match op.verb {
         Verb::Write | Verb::WriteDurable => op.gather(op.len),
-        Verb::Punch | Verb::Zero => vec![0; op.len],
+        Verb::Punch | Verb::Zero | Verb::Fill => vec![0; op.len],
         Verb::Read | Verb::Sync | Verb::Extent => return None,
     };
     Some(Change { offset: op.offset, bytes, durable: op.verb == Verb::WriteDurable })

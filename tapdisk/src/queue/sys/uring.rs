@@ -181,7 +181,9 @@ fn entry(request: &Request<'_>) -> squeue::Entry {
             let mode = libc::FALLOC_FL_ZERO_RANGE;
             opcode::Fallocate::new(fd, request.len).offset(offset).mode(mode).build()
         }
-        (Verb::Extent, _) => unreachable!("extents are the helper thread's"),
+        (verb @ (Verb::Extent | Verb::Fill), _) => {
+            unreachable!("{verb:?} is the helper thread's")
+        }
     };
     entry.user_data(request.key.0)
 }
