@@ -498,7 +498,7 @@ fn check(request: &Request, info: DiskInfo) -> Result<(), Errno> {
         return Err(Errno::EINVAL);
     }
     if end > info.size {
-        return Err(if request.op == Op::Write { Errno::ENOSPC } else { Errno::EINVAL });
+        return Err(if request.op.is_change() { Errno::ENOSPC } else { Errno::EINVAL });
     }
     assert!(
         !request.op.has_data() || request.segments.bytes() == request.len,

@@ -234,11 +234,15 @@ fn a_request_outside_the_disk_is_refused_without_io() {
     rig.start(3, Op::Read, 100, 512);
     rig.start(4, Op::Write, SIZE, 512);
     rig.start(5, Op::Trim, 0, 0);
+    rig.start(6, Op::WriteZeroes, SIZE - 512, 1024);
+    rig.start(7, Op::Trim, SIZE - 512, 1024);
     rig.settle();
     for token in [0, 1, 2, 3, 5] {
         assert_eq!(rig.ended(token), failed(Errno::EINVAL), "{token}");
     }
-    assert_eq!(rig.ended(4), failed(Errno::ENOSPC));
+    for token in [4, 6, 7] {
+        assert_eq!(rig.ended(token), failed(Errno::ENOSPC), "{token}");
+    }
     assert_eq!(rig.vbd.queue().stats().pushed, 0);
 }
 
