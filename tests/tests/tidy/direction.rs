@@ -3,12 +3,13 @@
 use std::collections::BTreeSet;
 
 /// Ours, and which of ours each may use. Who is not here may use all: tests and benches.
-const CRATES: [(&str, &[&str]); 6] = [
+const CRATES: [(&str, &[&str]); 7] = [
     ("blktap-ioctl", &[]),
     ("vhd", &[]),
+    ("vhd-files", &["vhd"]),
     ("tapdisk-control", &[]),
-    ("tapdisk", &["vhd", "blktap-ioctl", "tapdisk-control"]),
-    ("tap-tools", &["tapdisk-control", "vhd", "blktap-ioctl"]),
+    ("tapdisk", &["vhd", "vhd-files", "blktap-ioctl", "tapdisk-control"]),
+    ("tap-tools", &["tapdisk-control", "vhd", "vhd-files", "blktap-ioctl"]),
     ("xtask", &[]),
 ];
 
