@@ -1,14 +1,14 @@
 //! What all commands have in common: a table entry, their options, and how they fail.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsStr;
 use std::io;
+use std::ops::Deref;
 use std::time::Duration;
 
 use nix::errno::Errno;
+use tap_tools::number::atoi;
 use tapdisk_control::{Client, ControlError, ErrorKind};
 
-use crate::getopt::{Getopt, Item, Wrong};
-use crate::number::atoi;
 use crate::session::Session;
 
 /// A command of tap-ctl.
@@ -48,60 +48,25 @@ impl From<ControlError> for Failure {
     }
 }
 
-/// What the options of a command came to.
-#[derive(Debug)]
-pub(crate) enum Parsed {
-    /// It can run.
-    Options(Options),
-    /// `-h`.
-    Usage,
-    /// `--help`.
-    Help,
-    /// getopt's complaint.
-    Wrong(Wrong),
+/// The options of a call, and what tap-ctl's commands make of them.
+#[derive(Debug, Default)]
+pub(crate) struct Options(tap_tools::options::Options);
+
+impl From<tap_tools::options::Options> for Options {
+    fn from(options: tap_tools::options::Options) -> Self {
+        Self(options)
+    }
 }
 
-/// The options of a call, in order.
-#[derive(Debug, Default)]
-pub(crate) struct Options {
-    items: Vec<Item>,
+impl Deref for Options {
+    type Target = tap_tools::options::Options;
+
+    fn deref(&self) -> &Self::Target {
+        &self.0
+    }
 }
 
 impl Options {
-    /// Reads the arguments of a command. What comes first decides: help or a mistake.
-    pub(crate) fn parse(command: &Command, arguments: &[OsString]) -> Parsed {
-        let mut long = command.long.to_vec();
-        long.push("--help");
-        let mut options = Self::default();
-        for item in Getopt::new(command.short, &long, arguments) {
-            match item {
-                Err(wrong) => return Parsed::Wrong(wrong),
-                Ok(Item::Short(b'h', None)) => return Parsed::Usage,
-                Ok(Item::Long("--help")) => return Parsed::Help,
-                Ok(item) => options.items.push(item),
-            }
-        }
-        Parsed::Options(options)
-    }
-
-    /// Whether a short option was given.
-    pub(crate) fn has(&self, option: u8) -> bool {
-        self.items.iter().any(|item| matches!(item, Item::Short(given, _) if *given == option))
-    }
-
-    /// Whether a long option was given.
-    pub(crate) fn has_long(&self, name: &str) -> bool {
-        self.items.iter().any(|item| matches!(item, Item::Long(given) if *given == name))
-    }
-
-    /// The argument of an option; the last one counts.
-    pub(crate) fn argument(&self, option: u8) -> Option<&OsStr> {
-        self.items.iter().rev().find_map(|item| match item {
-            Item::Short(given, argument) if *given == option => argument.as_deref(),
-            _ => None,
-        })
-    }
-
     /// An argument that has to be there.
     pub(crate) fn required(&self, option: u8) -> Result<&OsStr, Failure> {
         self.argument(option).ok_or_else(|| missing(option))

@@ -14,12 +14,10 @@ mod create;
 mod destroy;
 mod detach;
 mod free;
-mod getopt;
 mod image_options;
 mod kernel;
 mod list;
 mod major;
-mod number;
 mod open;
 mod pause;
 mod sample;
@@ -33,8 +31,9 @@ use std::env;
 use std::ffi::{OsStr, OsString};
 use std::process::ExitCode;
 
-use command::{Command, Options, Parsed};
+use command::Command;
 use session::Session;
+use tap_tools::options::{Options, Parsed};
 
 /// The commands, in the order in which the usage has them.
 const COMMANDS: [Command; 13] = [
@@ -83,8 +82,8 @@ fn arguments() -> (Vec<OsString>, bool) {
 
 fn run(session: &Session, command: &Command, arguments: &[OsString]) -> u8 {
     session.debug(command.name);
-    let result = match Options::parse(command, arguments) {
-        Parsed::Options(options) => (command.run)(session, &options),
+    let result = match Options::parse(command.short, command.long, arguments) {
+        Parsed::Options(options) => (command.run)(session, &options.into()),
         Parsed::Help => session.print(format!("{}\n{}", command.usage, command.help)),
         // attach has always written it to the other side.
         Parsed::Usage if command.name == attach::COMMAND.name => {

@@ -8,6 +8,7 @@ use std::env;
 use std::io::{self, IsTerminal, Write};
 
 use nix::errno::Errno;
+use tap_tools::console::exit_status;
 use tapdisk_control::error::strerror;
 use tapdisk_control::{ControlError, ErrorKind, Paths};
 
@@ -93,14 +94,6 @@ impl Session {
     }
 }
 
-/// The errno as an exit status: 8 bits, and never success.
-fn exit_status(errno: i32) -> u8 {
-    match u8::try_from(errno & 0xff) {
-        Ok(status) if status != 0 => status,
-        _ => 1,
-    }
-}
-
 /// What a person can do about it.
 fn next_step(command: &str, error: &ControlError) -> String {
     let errno = Errno::from_raw(error.errno());
@@ -148,13 +141,6 @@ fn next_step(command: &str, error: &ControlError) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_failure_never_exits_with_0() {
-        for (errno, status) in [(22, 22), (256, 1), (0, 1), (i32::MAX, 255), (257, 1)] {
-            assert_eq!(exit_status(errno), status);
-        }
-    }
 
     #[test]
     fn a_person_is_told_what_to_do_next() {

@@ -6,7 +6,7 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 
 /// `None` when the number does not fit.
-pub(crate) fn atoi(text: &OsStr) -> Option<i32> {
+pub fn atoi(text: &OsStr) -> Option<i32> {
     let bytes = text.as_bytes();
     // The white space of the C locale; 0x0b is the vertical tab.
     let start = bytes.iter().position(|byte| !matches!(byte, b' ' | 0x09..=0x0d));
@@ -23,6 +23,15 @@ pub(crate) fn atoi(text: &OsStr) -> Option<i32> {
         value = value.checked_mul(10)?.checked_add(digit)?;
     }
     Some(value)
+}
+
+/// A whole number, nothing else: sizes and positions, where a mistake costs data.
+///
+/// # Errors
+/// What was found and wanted, to follow "Option -s has".
+pub fn unsigned(text: &OsStr) -> Result<u64, String> {
+    let number = text.to_str().and_then(|text| text.parse().ok());
+    number.ok_or_else(|| format!("{:?}, want a number from 0 to {}", text, u64::MAX))
 }
 
 #[cfg(test)]
@@ -45,6 +54,15 @@ mod tests {
             ("-2147483648", i32::MIN),
         ] {
             assert_eq!(atoi(OsStr::new(text)), Some(value), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_size_is_digits_and_nothing_else() {
+        assert_eq!(unsigned(OsStr::new("18446744073709551615")), Ok(u64::MAX));
+        for text in ["", "-1", " 1", "1 ", "0x10", "abc", "1.5", "18446744073709551616"] {
+            let why = unsigned(OsStr::new(text)).unwrap_err();
+            assert!(why.contains("want"), "{why}");
         }
     }
 

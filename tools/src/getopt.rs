@@ -2,7 +2,8 @@
 //! ends options; and a few long ones that are recognised only when they are written out.
 //!
 //! The long ones are ours. Where getopt sees `--json` it complains about `-`; nobody depends on
-//! that for a name which exists.
+//! that for a name which exists. One that takes a value ends with `=` in the table and takes it
+//! attached: `--rate=100M`.
 
 use std::ffi::{OsStr, OsString};
 use std::fmt;
@@ -10,16 +11,18 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
 /// One thing on the command line.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Item {
+pub enum Item {
     /// `-x`, with its argument if it takes one.
     Short(u8, Option<OsString>),
-    /// `--name`.
-    Long(&'static str),
+    /// `--name`, or `--name=` with its value.
+    Long(&'static str, Option<OsString>),
+    /// What is no option.
+    Operand(OsString),
 }
 
 /// What is wrong with an option, in getopt's words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Wrong {
+pub enum Wrong {
     /// It is none.
     Invalid(u8),
     /// It takes an argument and has none.
@@ -36,9 +39,9 @@ impl fmt::Display for Wrong {
     }
 }
 
-/// Walks over the arguments; operands are passed over.
+/// Walks over the arguments.
 #[derive(Debug)]
-pub(crate) struct Getopt<'a> {
+pub struct Getopt<'a> {
     short: &'a [u8],
     long: &'a [&'static str],
     arguments: std::slice::Iter<'a, OsString>,
@@ -49,9 +52,19 @@ pub(crate) struct Getopt<'a> {
 
 impl<'a> Getopt<'a> {
     /// `short` is getopt's: letters, a colon after each that takes an argument.
-    pub(crate) fn new(short: &'a str, long: &'a [&'static str], arguments: &'a [OsString]) -> Self {
+    pub fn new(short: &'a str, long: &'a [&'static str], arguments: &'a [OsString]) -> Self {
         let short = short.as_bytes();
         Self { short, long, arguments: arguments.iter(), cluster: &[], ended: false }
+    }
+
+    fn long_option(&self, argument: &OsStr) -> Option<Item> {
+        self.long.iter().find_map(|name| {
+            if !name.ends_with('=') {
+                return (argument == OsStr::new(name)).then_some(Item::Long(name, None));
+            }
+            let value = argument.as_bytes().strip_prefix(name.as_bytes())?;
+            Some(Item::Long(name, Some(OsString::from_vec(value.to_vec()))))
+        })
     }
 
     fn short_option(&mut self, option: u8) -> Result<Item, Wrong> {
@@ -75,18 +88,27 @@ impl<'a> Getopt<'a> {
     }
 }
 
+/// The letters of `-abc`; a lone `-` is an operand.
+fn is_cluster(argument: &OsStr) -> Option<&[u8]> {
+    argument.as_bytes().strip_prefix(b"-").filter(|letters| !letters.is_empty())
+}
+
 impl Iterator for Getopt<'_> {
     type Item = Result<Item, Wrong>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        while self.cluster.is_empty() && !self.ended {
+        while self.cluster.is_empty() {
             let argument = self.arguments.next()?;
-            if argument == OsStr::new("--") {
+            if self.ended {
+                return Some(Ok(Item::Operand(argument.clone())));
+            } else if argument == OsStr::new("--") {
                 self.ended = true;
-            } else if let Some(name) = self.long.iter().find(|name| argument == OsStr::new(name)) {
-                return Some(Ok(Item::Long(name)));
-            } else if let Some(cluster) = argument.as_bytes().strip_prefix(b"-") {
+            } else if let Some(item) = self.long_option(argument) {
+                return Some(Ok(item));
+            } else if let Some(cluster) = is_cluster(argument) {
                 self.cluster = cluster;
+            } else {
+                return Some(Ok(Item::Operand(argument.clone())));
             }
         }
         let (option, rest) = self.cluster.split_first()?;
@@ -101,7 +123,7 @@ mod tests {
 
     fn parse(short: &str, arguments: &[&str]) -> Vec<Result<Item, Wrong>> {
         let arguments: Vec<OsString> = arguments.iter().map(OsString::from).collect();
-        Getopt::new(short, &["--json", "--help"], &arguments).collect()
+        Getopt::new(short, &["--json", "--help", "--rate="], &arguments).collect()
     }
 
     fn short(option: char, argument: &str) -> Result<Item, Wrong> {
@@ -127,14 +149,31 @@ mod tests {
         }
     }
 
+    fn operand(text: &str) -> Result<Item, Wrong> {
+        Ok(Item::Operand(text.into()))
+    }
+
     #[test]
-    fn operands_are_passed_over() {
-        assert_eq!(parse("p:R", &["x", "-R", "-", "-p", "5", "y"]), [flag('R'), short('p', "5")]);
+    fn operands_may_be_anywhere() {
+        assert_eq!(
+            parse("p:R", &["x", "-R", "-", "-p", "5", "", "y"]),
+            [operand("x"), flag('R'), operand("-"), short('p', "5"), operand(""), operand("y")]
+        );
     }
 
     #[test]
     fn two_dashes_end_the_options() {
-        assert_eq!(parse("R", &["-R", "--", "-R", "--json"]), [flag('R')]);
+        assert_eq!(
+            parse("R", &["-R", "--", "-R", "--json", "--"]),
+            [flag('R'), operand("-R"), operand("--json"), operand("--")]
+        );
+    }
+
+    #[test]
+    fn a_long_option_takes_its_value_attached() {
+        let rate = Item::Long("--rate=", Some("5M".into()));
+        assert_eq!(parse("", &["--rate=5M", "x"]), [Ok(rate), operand("x")]);
+        assert_eq!(parse("", &["--rate"])[0], Err(Wrong::Invalid(b'-')));
     }
 
     #[test]
@@ -149,7 +188,7 @@ mod tests {
 
     #[test]
     fn a_long_option_is_known_only_when_it_is_written_out() {
-        assert_eq!(parse("p:", &["--json"]), [Ok(Item::Long("--json"))]);
+        assert_eq!(parse("p:", &["--json"]), [Ok(Item::Long("--json", None))]);
         assert_eq!(parse("p:", &["--jso"])[0], Err(Wrong::Invalid(b'-')));
         assert_eq!(parse("p:", &["--nosuch"])[0], Err(Wrong::Invalid(b'-')));
     }
