@@ -15,3 +15,4 @@
 #![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
 pub mod footer;
+pub mod plan;
