@@ -3,6 +3,7 @@
 
 use tapdisk_fuzz as _;
 use vhd::footer::{self, FOOTER_SIZE, Footer};
+use vhd::units::Timestamp;
 
 libfuzzer_sys::fuzz_target!(|input: &[u8]| {
     let mut bytes = [0; FOOTER_SIZE];
@@ -11,7 +12,7 @@ libfuzzer_sys::fuzz_target!(|input: &[u8]| {
     }
     // As it is, and once more with the checksum that lets it through to the checks behind.
     for _ in 0..2 {
-        let _ = footer::check(&bytes, 0);
+        let _ = footer::check(&bytes, Timestamp(0));
         if let Ok(parsed) = Footer::parse(&bytes) {
             assert_eq!(Footer::parse(&parsed.emit()), Ok(parsed));
         }
