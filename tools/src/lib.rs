@@ -10,6 +10,9 @@
 pub mod cbt_util;
 pub mod console;
 pub mod getopt;
+pub mod glob;
+pub mod lvm;
 pub mod number;
 pub mod options;
 pub mod program;
+pub mod progress;

@@ -1,0 +1,3 @@
+//! vhd-util: makes, inspects, checks, changes and joins VHD images.
+
+mod dump;
