@@ -54,7 +54,7 @@ fn line(what: &str, done: u64, total: u64, elapsed: Duration) -> String {
     let permille = u128::from(done) * 1000 / u128::from(total.max(1));
     let (mib, total_mib) = (done >> 20, total >> 20);
     let milliseconds = elapsed.as_millis().max(1);
-    let rate = u128::from(done) * 1000 / milliseconds >> 20;
+    let rate = (u128::from(done) * 1000 / milliseconds) >> 20;
     let left_ms = u128::from(total.saturating_sub(done)) * milliseconds / u128::from(done.max(1));
     let left = left_ms / 1000;
     let (minutes, seconds) = (left / 60, left % 60);

@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use vhd::units::Uuid;
+
 use super::log::{Header, Log, pieces};
 use crate::console::{Console, Failure};
 use crate::options::Options;
@@ -36,8 +38,8 @@ fn run(console: &mut Console, options: &Options) -> Result<(), Failure> {
     let log = Log::open(console, Path::new(name), false)?;
     let header = log.header(console)?;
     let text = match field {
-        b'p' => uuid::Uuid::from_bytes(header.parent).to_string(),
-        b'c' => uuid::Uuid::from_bytes(header.child).to_string(),
+        b'p' => Uuid(header.parent).to_string(),
+        b'c' => Uuid(header.child).to_string(),
         b'f' => header.consistent.to_string(),
         b's' => header.size.to_string(),
         _ => return print_bitmap(console, &log, &header),

@@ -4,6 +4,7 @@ use std::ffi::OsStr;
 use std::path::Path;
 
 use nix::errno::Errno;
+use vhd::units::Uuid;
 
 use super::log::Log;
 use crate::console::{Console, Failure};
@@ -71,11 +72,9 @@ fn run(console: &mut Console, options: &Options) -> Result<(), Failure> {
     log.sync()
 }
 
+/// The one form that uuid_parse of the C library takes.
 fn parse_uuid(text: &OsStr) -> Option<[u8; 16]> {
-    let text = text.to_str()?;
-    // The one form that uuid_parse of the C library takes.
-    let is_hyphenated = text.len() == 36;
-    uuid::Uuid::try_parse(text).ok().filter(|_| is_hyphenated).map(uuid::Uuid::into_bytes)
+    text.to_str()?.parse::<Uuid>().ok().map(|uuid| uuid.0)
 }
 
 #[cfg(test)]

@@ -3,4 +3,5 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "what cannot be set up is a failed test"))]
 
+pub mod encryption;
 pub mod lock;

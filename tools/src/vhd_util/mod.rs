@@ -1,3 +1,0 @@
-//! vhd-util: makes, inspects, checks, changes and joins VHD images.
-
-mod dump;
