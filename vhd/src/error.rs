@@ -173,11 +173,13 @@ pub enum ErrorKind {
     },
     /// The data is encrypted, and there is no key.
     Encrypted,
-    /// None of the locators leads to a file.
+    /// A locator leads to no file that can be read.
     ParentNotFound {
-        /// The last that was tried, as it was in the image.
+        /// The name in the image.
         name: String,
     },
+    /// A differencing image without a locator of a kind that is read.
+    NoLocator,
     /// The parent is outside of the directories that may be opened.
     ParentForbidden {
         /// Its path.
@@ -262,8 +264,9 @@ impl Error {
             Kind::ParentNotFound { .. } => errno::ENOENT,
             Kind::ParentForbidden { .. } | Kind::Encrypted => errno::EACCES,
             Kind::NoSpace { .. } | Kind::ChainTooDeep { .. } => errno::ENOSPC,
-            // Not EIO: scripts would try again, and it will not get better.
-            Kind::Truncated { .. } => errno::EPIPE,
+            // What the first programs of this family said, and scripts know.
+            Kind::Truncated { found: 0, .. } => errno::EPIPE,
+            Kind::Truncated { .. } => errno::EIO,
             Kind::PastEnd { .. } => errno::ERANGE,
             Kind::NameTooLong { .. } => errno::ENAMETOOLONG,
             Kind::NotSupported(_) => errno::ENOSYS,
@@ -281,6 +284,7 @@ impl Error {
             | Kind::TooLarge { .. }
             | Kind::TooSmall { .. }
             | Kind::Overlap { .. }
+            | Kind::NoLocator
             | Kind::ParentUuid { .. } => errno::EINVAL,
         }
     }
@@ -365,6 +369,7 @@ impl fmt::Display for ErrorKind {
             }
             Self::Encrypted => out.write_str("The disk is encrypted, and no key was given"),
             Self::ParentNotFound { name } => write!(out, "Parent \"{name}\" was not found"),
+            Self::NoLocator => out.write_str("No parent locator names a path"),
             Self::ParentForbidden { path } => {
                 write!(out, "Parent \"{path}\" is outside of the directories that may be opened")
             }

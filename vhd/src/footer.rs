@@ -54,15 +54,47 @@ const RESERVED_AT: usize = 86;
 /// Clocks of hosts that share storage differ; so long a time ahead is no complaint, in seconds.
 const FUTURE_SLACK: u32 = 1800;
 
-/// What the data behind the footer is.
+/// What the data in front of the footer is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DiskType {
     /// All sectors, in order.
-    Fixed = 2,
+    Fixed,
     /// Blocks that exist once they are written.
-    Dynamic = 3,
+    Dynamic,
     /// The blocks that differ from a parent's.
-    Differencing = 4,
+    Differencing,
+    /// Not one that the format defines, or a deprecated one: only its footer can be read.
+    Other(u32),
+}
+
+impl DiskType {
+    /// From the number on disk.
+    #[must_use]
+    pub fn from_code(code: u32) -> Self {
+        match code {
+            2 => Self::Fixed,
+            3 => Self::Dynamic,
+            4 => Self::Differencing,
+            other => Self::Other(other),
+        }
+    }
+
+    /// The number on disk.
+    #[must_use]
+    pub fn code(self) -> u32 {
+        match self {
+            Self::Fixed => 2,
+            Self::Dynamic => 3,
+            Self::Differencing => 4,
+            Self::Other(code) => code,
+        }
+    }
+
+    /// Has it a header, a table and blocks?
+    #[must_use]
+    pub fn has_blocks(self) -> bool {
+        matches!(self, Self::Dynamic | Self::Differencing)
+    }
 }
 
 /// A footer's contents.
@@ -70,6 +102,8 @@ pub enum DiskType {
 pub struct Footer {
     /// Bits: 1 temporary, 2 always set.
     pub features: u32,
+    /// Of the format: [`FORMAT_VERSION`].
+    pub version: u32,
     /// Where the header is, in bytes; [`NO_DATA_OFFSET`] in a fixed one.
     pub data_offset: u64,
     /// When it was made.
@@ -106,6 +140,7 @@ impl Footer {
         let is_fixed = disk_type == DiskType::Fixed;
         Self {
             features: FEATURE_RESERVED,
+            version: FORMAT_VERSION,
             data_offset: if is_fixed { NO_DATA_OFFSET } else { HEADER_OFFSET },
             timestamp,
             creator: CREATOR,
@@ -122,35 +157,32 @@ impl Footer {
         }
     }
 
-    /// Reads one. [`is_poisoned`](Self::is_poisoned) is for the caller to look at.
+    /// Reads one, of which not all can be served: [`Footer::refuse_unservable`] says why not.
     ///
     /// # Errors
-    /// Not the cookie, a wrong checksum, another version of the format, an unknown type.
+    /// Not the cookie, or a wrong checksum.
     pub fn parse(bytes: &[u8; FOOTER_SIZE]) -> Result<Self> {
         let part = Part::Footer;
-        let is_poisoned = match take::<8>(bytes, 0) {
-            COOKIE => false,
-            COOKIE_POISONED => true,
-            found => return Err(ErrorKind::Cookie { part, found }.into()),
-        };
-        let (found, wanted) = (be32(bytes, CHECKSUM_AT), checksum(bytes));
+        let found = take::<8>(bytes, 0);
+        if found != COOKIE && found != COOKIE_POISONED {
+            return Err(ErrorKind::Cookie { part, found }.into());
+        }
+        let (found, wanted) = (Self::stored_checksum(bytes), checksum(bytes));
         if found != wanted && Some(found) != checksum_without_hidden(bytes) {
             return Err(ErrorKind::Checksum { part, found, wanted }.into());
         }
-        let version = be32(bytes, 12);
-        if version != FORMAT_VERSION {
-            return Err(ErrorKind::Version { part, found: version }.into());
-        }
-        let disk_type = match be32(bytes, 60) {
-            2 => DiskType::Fixed,
-            3 => DiskType::Dynamic,
-            4 => DiskType::Differencing,
-            found => return Err(ErrorKind::DiskType(found).into()),
-        };
+        Ok(Self::fields(bytes))
+    }
+
+    /// All fields, whatever is in them and whatever the checksum: for a dump of what may be
+    /// damaged.
+    #[must_use]
+    pub fn fields(bytes: &[u8; FOOTER_SIZE]) -> Self {
         let [heads, sectors] = take(bytes, 58);
         let [saved, hidden] = take(bytes, 84);
-        Ok(Self {
+        Self {
             features: be32(bytes, 8),
+            version: be32(bytes, 12),
             data_offset: be64(bytes, 16),
             timestamp: Timestamp(be32(bytes, 24)),
             creator: take(bytes, 28),
@@ -159,12 +191,18 @@ impl Footer {
             original_size: be64(bytes, 40),
             current_size: be64(bytes, 48),
             geometry: Geometry { cylinders: u16::from_be_bytes(take(bytes, 56)), heads, sectors },
-            disk_type,
+            disk_type: DiskType::from_code(be32(bytes, 60)),
             uuid: Uuid(take(bytes, 68)),
             saved,
             hidden,
-            is_poisoned,
-        })
+            is_poisoned: take::<8>(bytes, 0) == COOKIE_POISONED,
+        }
+    }
+
+    /// The checksum in the bytes.
+    #[must_use]
+    pub fn stored_checksum(bytes: &[u8; FOOTER_SIZE]) -> u32 {
+        be32(bytes, CHECKSUM_AT)
     }
 
     /// Reads one of 511 bytes, as old Microsoft programs wrote them: the last byte counts as zero.
@@ -181,6 +219,12 @@ impl Footer {
         self.creator == CREATOR
     }
 
+    /// Was it written by a version of this family that hid a disk in the copy at the start only?
+    #[must_use]
+    pub fn is_of_old_hidden(&self) -> bool {
+        self.is_by_this_family() && CREATOR_VERSIONS_HIDDEN_UNSUMMED.contains(&self.creator_version)
+    }
+
     /// Are its bitmaps in a bit order that nobody reads any more?
     ///
     /// # Errors
@@ -190,6 +234,24 @@ impl Footer {
             return Err(ErrorKind::CreatorVersion(self.creator_version).into());
         }
         Ok(())
+    }
+
+    /// Is there a reason not to read or write data by it?
+    ///
+    /// # Errors
+    /// A resize that was interrupted, another version of the format, a type that is not known, a
+    /// bit order that nobody reads any more.
+    pub fn refuse_unservable(&self) -> Result<()> {
+        if self.is_poisoned {
+            return Err(ErrorKind::Poisoned.into());
+        }
+        if self.version != FORMAT_VERSION {
+            return Err(ErrorKind::Version { part: Part::Footer, found: self.version }.into());
+        }
+        if let DiskType::Other(found) = self.disk_type {
+            return Err(ErrorKind::DiskType(found).into());
+        }
+        self.refuse_other_bit_order()
     }
 
     /// Blocks of `block_size` bytes that the current size needs.
@@ -204,7 +266,7 @@ impl Footer {
         let mut bytes = [0; FOOTER_SIZE];
         put(&mut bytes, 0, if self.is_poisoned { &COOKIE_POISONED } else { &COOKIE });
         put(&mut bytes, 8, &self.features.to_be_bytes());
-        put(&mut bytes, 12, &FORMAT_VERSION.to_be_bytes());
+        put(&mut bytes, 12, &self.version.to_be_bytes());
         put(&mut bytes, 16, &self.data_offset.to_be_bytes());
         put(&mut bytes, 24, &self.timestamp.0.to_be_bytes());
         put(&mut bytes, 28, &self.creator);
@@ -214,7 +276,7 @@ impl Footer {
         put(&mut bytes, 48, &self.current_size.to_be_bytes());
         put(&mut bytes, 56, &self.geometry.cylinders.to_be_bytes());
         put(&mut bytes, 58, &[self.geometry.heads, self.geometry.sectors]);
-        put(&mut bytes, 60, &(self.disk_type as u32).to_be_bytes());
+        put(&mut bytes, 60, &self.disk_type.code().to_be_bytes());
         put(&mut bytes, 68, &self.uuid.0);
         put(&mut bytes, 84, &[self.saved, self.hidden]);
         let sum = checksum(&bytes);
@@ -254,15 +316,14 @@ pub fn check(bytes: &[u8; FOOTER_SIZE], now: Timestamp) -> Option<&'static str> 
         Ok(footer) if footer.is_poisoned => return Some("invalid cookie"),
         Ok(footer) => footer,
         Err(ErrorKind::Checksum { .. }) => return Some("invalid checksum"),
-        Err(ErrorKind::Version { .. }) => return Some("invalid file format version"),
-        Err(ErrorKind::DiskType(_)) => return Some("invalid type"),
         Err(_) => return Some("invalid cookie"),
     };
-    let is_fixed = footer.disk_type == DiskType::Fixed;
+    let is_fixed = !footer.disk_type.has_blocks();
     let unknown = !(FEATURE_TEMPORARY | FEATURE_RESERVED);
     let complaints = [
         (footer.features & FEATURE_RESERVED == 0, "invalid 'reserved' feature"),
         (footer.features & unknown != 0, "invalid extra features"),
+        (footer.version != FORMAT_VERSION, "invalid file format version"),
         (is_fixed != (footer.data_offset == NO_DATA_OFFSET), "invalid data offset"),
         (footer.timestamp.0 > now.0.saturating_add(FUTURE_SLACK), "creation time in future"),
         (
@@ -270,6 +331,7 @@ pub fn check(bytes: &[u8; FOOTER_SIZE], now: Timestamp) -> Option<&'static str> 
             "unsupported tap creator version",
         ),
         (is_geometry_too_large(&footer), "geometry too large"),
+        (matches!(footer.disk_type, DiskType::Other(_)), "invalid type"),
         (footer.saved > 1, "invalid 'saved' state"),
         (footer.hidden > 1, "invalid 'hidden' state"),
         (bytes.iter().skip(RESERVED_AT).any(|byte| *byte != 0), "invalid 'reserved' bits"),

@@ -13,7 +13,7 @@
 
 use crate::bytes::{be32, be64, checksum_without, put, take};
 use crate::error::{Error, ErrorKind, Part, Result};
-use crate::locator::{LOCATOR_COUNT, LOCATOR_SIZE, Locator};
+use crate::locator::{LOCATOR_COUNT, LOCATOR_SIZE, Locator, Platform};
 use crate::units::{Timestamp, Uuid};
 
 /// Bytes in a header.
@@ -53,6 +53,12 @@ impl BlockSize {
     #[must_use]
     pub fn bytes(self) -> u64 {
         u64::from(self.0)
+    }
+
+    /// The power of two that it is: 9 to 21.
+    #[must_use]
+    pub fn shift(self) -> u32 {
+        self.0.trailing_zeros()
     }
 
     /// In sectors: 1 to 4096.
@@ -124,11 +130,61 @@ impl std::fmt::Debug for ParentName {
     }
 }
 
+/// All fields of a header, whatever is in them: for a dump of what may be damaged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fields {
+    /// [`COOKIE`].
+    pub cookie: [u8; 8],
+    /// All bits set.
+    pub data_offset: u64,
+    /// Where the table is, in bytes.
+    pub table_offset: u64,
+    /// [`HEADER_VERSION`].
+    pub version: u32,
+    /// Entries of the table.
+    pub table_entries: u32,
+    /// In bytes.
+    pub block_size: u32,
+    /// As it is written.
+    pub checksum: u32,
+    /// Of a differencing disk's parent.
+    pub parent_uuid: Uuid,
+    /// When the parent was last changed.
+    pub parent_timestamp: Timestamp,
+    /// Of a differencing disk's parent.
+    pub parent_name: ParentName,
+    /// Where to look for the parent.
+    pub locators: [Locator; LOCATOR_COUNT],
+}
+
+impl Fields {
+    /// Reads them.
+    #[must_use]
+    pub fn of(bytes: &[u8; HEADER_SIZE]) -> Self {
+        let raw: [u8; LOCATOR_SIZE * LOCATOR_COUNT] = take(bytes, LOCATORS_AT);
+        let mut locators = [Locator::NONE; LOCATOR_COUNT];
+        for (locator, raw) in locators.iter_mut().zip(raw.as_chunks().0) {
+            *locator = Locator::parse(raw);
+        }
+        Self {
+            cookie: take(bytes, 0),
+            data_offset: be64(bytes, 8),
+            table_offset: be64(bytes, 16),
+            version: be32(bytes, 24),
+            table_entries: be32(bytes, 28),
+            block_size: be32(bytes, 32),
+            checksum: be32(bytes, CHECKSUM_AT),
+            parent_uuid: Uuid(take(bytes, 40)),
+            parent_timestamp: Timestamp(be32(bytes, 56)),
+            parent_name: ParentName(take(bytes, NAME_AT)),
+            locators,
+        }
+    }
+}
+
 /// A header's contents.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Header {
-    /// Of no use: all ones.
-    pub data_offset: u64,
     /// Where the block allocation table is, in bytes.
     pub table_offset: u64,
     /// How many entries the table has: at least one for each block of the disk.
@@ -150,7 +206,6 @@ impl Header {
     #[must_use]
     pub fn new(table_offset: u64, table_entries: u32, block_size: BlockSize) -> Self {
         Self {
-            data_offset: u64::MAX,
             table_offset,
             table_entries,
             block_size,
@@ -164,35 +219,40 @@ impl Header {
     /// Reads one.
     ///
     /// # Errors
-    /// Not the cookie, a wrong checksum, another version, a block size that there cannot be.
+    /// Not the cookie, a wrong checksum, another version, a block size that there cannot be, a
+    /// data offset, a locator of a platform that the format does not define.
     pub fn parse(bytes: &[u8; HEADER_SIZE]) -> Result<Self> {
         let part = Part::Header;
-        let found = take::<8>(bytes, 0);
-        if found != COOKIE {
-            return Err(ErrorKind::Cookie { part, found }.into());
+        let fields = Fields::of(bytes);
+        if fields.cookie != COOKIE {
+            return Err(ErrorKind::Cookie { part, found: fields.cookie }.into());
         }
-        let (found, wanted) = (be32(bytes, CHECKSUM_AT), checksum(bytes));
+        let (found, wanted) = (fields.checksum, checksum(bytes));
         if found != wanted {
             return Err(ErrorKind::Checksum { part, found, wanted }.into());
         }
-        let found = be32(bytes, 24);
-        if found != HEADER_VERSION {
-            return Err(ErrorKind::Version { part, found }.into());
+        if fields.version != HEADER_VERSION {
+            return Err(ErrorKind::Version { part, found: fields.version }.into());
         }
-        let raw: [u8; LOCATOR_SIZE * LOCATOR_COUNT] = take(bytes, LOCATORS_AT);
-        let mut locators = [Locator::NONE; LOCATOR_COUNT];
-        for (locator, raw) in locators.iter_mut().zip(raw.as_chunks().0) {
-            *locator = Locator::parse(raw);
+        if fields.data_offset != u64::MAX {
+            let (field, wanted) = ("data offset", "all bits set");
+            return Err(ErrorKind::Field { part, field, found: fields.data_offset, wanted }.into());
+        }
+        for (number, locator) in (0..).zip(&fields.locators) {
+            if let Platform::Unknown(code) = locator.platform {
+                let (part, wanted) = (Part::Locator(number), "one that the format defines");
+                let (field, found) = ("platform code", code.into());
+                return Err(ErrorKind::Field { part, field, found, wanted }.into());
+            }
         }
         Ok(Self {
-            data_offset: be64(bytes, 8),
-            table_offset: be64(bytes, 16),
-            table_entries: be32(bytes, 28),
-            block_size: BlockSize::new(be32(bytes, 32))?,
-            parent_uuid: Uuid(take(bytes, 40)),
-            parent_timestamp: Timestamp(be32(bytes, 56)),
-            parent_name: ParentName(take(bytes, NAME_AT)),
-            locators,
+            table_offset: fields.table_offset,
+            table_entries: fields.table_entries,
+            block_size: BlockSize::new(fields.block_size)?,
+            parent_uuid: fields.parent_uuid,
+            parent_timestamp: fields.parent_timestamp,
+            parent_name: fields.parent_name,
+            locators: fields.locators,
         })
     }
 
@@ -201,7 +261,7 @@ impl Header {
     pub fn emit(&self) -> [u8; HEADER_SIZE] {
         let mut bytes = [0; HEADER_SIZE];
         put(&mut bytes, 0, &COOKIE);
-        put(&mut bytes, 8, &self.data_offset.to_be_bytes());
+        put(&mut bytes, 8, &u64::MAX.to_be_bytes());
         put(&mut bytes, 16, &self.table_offset.to_be_bytes());
         put(&mut bytes, 24, &HEADER_VERSION.to_be_bytes());
         put(&mut bytes, 28, &self.table_entries.to_be_bytes());
@@ -240,19 +300,20 @@ pub fn checksum(bytes: &[u8; HEADER_SIZE]) -> u32 {
 }
 
 /// The first complaint that a checking tool has about any header, in its words.
+///
+/// `file_size` in bytes: the table has to begin inside.
 #[must_use]
-pub fn check(bytes: &[u8; HEADER_SIZE]) -> Option<&'static str> {
-    let header = match Header::parse(bytes).map_err(|error| error.kind().clone()) {
-        Ok(header) => header,
-        Err(ErrorKind::Cookie { .. }) => return Some("invalid cookie"),
-        Err(ErrorKind::Checksum { .. }) => return Some("invalid checksum"),
-        Err(ErrorKind::Version { .. }) => return Some("invalid header version"),
-        Err(_) => return Some("invalid block size"),
-    };
+pub fn check(bytes: &[u8; HEADER_SIZE], file_size: u64) -> Option<&'static str> {
     let (_, reserved) = bytes.split_at(RESERVED_AT);
+    let fields = Fields::of(bytes);
+    let offset = fields.table_offset;
     let complaints = [
-        (header.data_offset != u64::MAX, "invalid data offset"),
-        (!header.table_offset.is_multiple_of(512), "invalid table offset"),
+        (fields.cookie != COOKIE, "invalid cookie"),
+        (fields.checksum != checksum(bytes), "invalid checksum"),
+        (fields.version != HEADER_VERSION, "invalid header version"),
+        (fields.data_offset != u64::MAX, "invalid data offset"),
+        (offset == 0 || !offset.is_multiple_of(512) || offset >= file_size, "invalid table offset"),
+        (BlockSize::new(fields.block_size).is_err(), "invalid block size"),
         (reserved.iter().any(|byte| *byte != 0), "invalid reserved bits"),
     ];
     complaints.iter().find(|(is_true, _)| *is_true).map(|(_, complaint)| *complaint)

@@ -27,15 +27,23 @@ mod bytes;
 pub mod bat;
 pub mod batmap;
 pub mod bits;
+pub mod chain;
 pub mod error;
 pub mod footer;
+pub mod gate;
 pub mod geometry;
 pub mod header;
+pub mod host;
+pub mod image;
 pub mod layout;
 pub mod locator;
+pub mod paths;
 pub mod plan;
 pub mod read_at;
 pub mod units;
+
+#[cfg(test)]
+pub(crate) mod testing;
 
 pub use bytes::byte_sum;
 pub use error::{Error, ErrorKind, Part, Result};

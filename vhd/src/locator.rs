@@ -66,6 +66,12 @@ impl Platform {
         known.map_or(Self::Unknown(code), |(platform, _)| *platform)
     }
 
+    /// Is its text read, and leads to the parent?
+    #[must_use]
+    pub fn is_read(self) -> bool {
+        matches!(self, Self::MacX | Self::W2ku | Self::W2ru)
+    }
+
     /// The number on disk.
     #[must_use]
     pub fn code(self) -> u32 {

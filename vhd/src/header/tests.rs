@@ -41,21 +41,32 @@ fn the_bitmap_of_a_block_takes_at_least_a_sector() {
 #[test]
 fn check_names_the_first_complaint() {
     type Change = fn(&mut [u8; HEADER_SIZE]);
-    let table: [(&str, Change); 6] = [
+    let table: [(&str, Change); 8] = [
         ("invalid cookie", |bytes| bytes[0] = b'C'),
         ("invalid header version", |bytes| bytes[24] = 1),
         ("invalid block size", |bytes| bytes[33] = 0x30),
         ("invalid data offset", |bytes| bytes[8] = 0),
         ("invalid table offset", |bytes| bytes[23] = 1),
+        ("invalid table offset", |bytes| put(bytes, 16, &[0; 8])),
+        ("invalid table offset", |bytes| bytes[22] = 0x10),
         ("invalid reserved bits", |bytes| bytes[1023] = 1),
     ];
     for (complaint, change) in table {
-        assert_eq!(check(&with(change)), Some(complaint));
+        assert_eq!(check(&with(change), 4096), Some(complaint));
     }
-    assert_eq!(check(&header().emit()), None);
+    assert_eq!(check(&header().emit(), 4096), None);
     let mut bytes = header().emit();
     bytes[700] = 1;
-    assert_eq!(check(&bytes), Some("invalid checksum"));
+    assert_eq!(check(&bytes, 4096), Some("invalid checksum"));
+}
+
+#[test]
+fn rejects_a_data_offset_and_a_locator_that_are_not_understood() {
+    let error = Header::parse(&with(|bytes| bytes[15] = 0)).unwrap_err();
+    assert!(matches!(error.kind(), ErrorKind::Field { field: "data offset", .. }), "{error}");
+    let error = Header::parse(&with(|bytes| bytes[LOCATORS_AT + 24] = 1)).unwrap_err();
+    let wanted = Part::Locator(1);
+    assert!(matches!(error.kind(), ErrorKind::Field { part, .. } if *part == wanted), "{error}");
 }
 
 #[test]
@@ -85,16 +96,16 @@ fn half_a_surrogate_is_no_name() {
 proptest! {
     #[test]
     fn what_is_emitted_is_parsed_as_the_same(
-        offsets: [u64; 2], words: [u32; 2], exponent in 9..=21_u32, uuid: [u8; 16],
-        name in "[\\PC]{0,100}", code: u32, locator: (u32, u32, u32, u64),
+        offset: u64, words: [u32; 2], exponent in 9..=21_u32, uuid: [u8; 16],
+        name in "[\\PC]{0,100}", code in 0..7_usize, locator: (u32, u32, u32, u64),
     ) {
-        let mut header = Header::new(offsets[1], words[0], BlockSize::new(1 << exponent).unwrap());
-        header.data_offset = offsets[0];
+        let mut header = Header::new(offset, words[0], BlockSize::new(1 << exponent).unwrap());
         header.parent_uuid = Uuid(uuid);
         header.parent_timestamp = Timestamp(words[1]);
         header.parent_name = ParentName::encode(&name).unwrap();
         let (space, length, reserved, offset) = locator;
-        let platform = Platform::from_code(code);
+        let codes = [*b"\0\0\0\0", *b"MacX", *b"W2ku", *b"W2ru", *b"Mac ", *b"Wi2r", *b"Wi2k"];
+        let platform = Platform::from_code(u32::from_be_bytes(codes[code]));
         header.locators[5] = Locator { platform, space, length, reserved, offset };
         prop_assert_eq!(Header::parse(&header.emit()), Ok(header));
     }
@@ -112,8 +123,11 @@ proptest! {
         let bytes = with(|own| {
             own[28..].copy_from_slice(&bytes[28..]);
             own[32..36].copy_from_slice(&(1_u32 << 21).to_be_bytes());
+            for locator in own[LOCATORS_AT..RESERVED_AT].chunks_exact_mut(LOCATOR_SIZE) {
+                locator[..4].copy_from_slice(b"MacX");
+            }
         });
         let parsed = Header::parse(&bytes).unwrap();
-        let _ = (parsed.parent_name.decode(), check(&bytes));
+        let _ = (parsed.parent_name.decode(), check(&bytes, 4096));
     }
 }
