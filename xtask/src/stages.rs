@@ -35,8 +35,9 @@ enum Run {
 }
 
 /// Packages with tests of their own that are no part of their library.
-const FOLDERS: [(&str, &str); 5] = [
+const FOLDERS: [(&str, &str); 6] = [
     ("blktap-ioctl", "blktap-ioctl/tests"),
+    ("vhd", "vhd/tests"),
     ("tapdisk", "tapdisk/tests"),
     ("tapdisk-control", "tapdisk/control/tests"),
     ("tap-tools", "tools/tests"),

@@ -2,7 +2,8 @@
 //!
 //! The model: what was written before a barrier is there. Of what was written since, any part may
 //! be there: each 512 byte sector of each write on its own, in any order, also a sector that was
-//! written twice with its first content; each new length, new name and removed name on its own.
+//! written twice with its first content; each new length, also one that a write at the end brings,
+//! new name and removed name on its own.
 //! A cut in the middle of an epoch leaves nothing that a cut at its end cannot leave, so each epoch
 //! is enumerated once. Punched holes may be there or not, like writes.
 //!
@@ -34,6 +35,11 @@ enum Piece {
         length: u64,
     },
     Length {
+        file: File,
+        length: u64,
+    },
+    /// The length that a write brings, when nothing shortens the file meanwhile.
+    Growth {
         file: File,
         length: u64,
     },
@@ -186,6 +192,11 @@ impl Epoch {
                         bytes.resize(index(*length), 0);
                     }
                 }
+                Piece::Growth { file, length } => {
+                    if let Some(bytes) = files.get_mut(file) {
+                        bytes.resize(bytes.len().max(index(*length)), 0);
+                    }
+                }
                 Piece::Bytes { file, offset, bytes } if files.contains_key(file) => {
                     let (file, offset, bytes) = (*file, *offset, bytes.clone());
                     perform_on(files, &Step::Write { file, offset, bytes });
@@ -224,35 +235,37 @@ fn perform_on(files: &mut std::collections::BTreeMap<File, Vec<u8>>, step: &Step
 /// The pieces of a step; `now` is the storage just before it, as programs see it.
 fn pieces(step: &Step, now: &Storage) -> Vec<Piece> {
     match step {
-        Step::Barrier => Vec::new(),
+        Step::Barrier | Step::Reached(_) => Vec::new(),
         Step::Create { file } => vec![Piece::Name { file: *file }],
         Step::Remove { file } => vec![Piece::NoName { file: *file }],
         Step::SetLength { file, length } => vec![Piece::Length { file: *file, length: *length }],
         Step::PunchHole { file, offset, length } => sectors(*offset, *length)
             .map(|(offset, length)| Piece::Hole { file: *file, offset, length })
             .collect(),
-        Step::Write { file, offset, bytes } => write_pieces(*file, *offset, bytes),
+        Step::Write { file, offset, bytes } => write_pieces(*file, *offset, bytes, now),
         Step::Zero { file, offset, length } => {
-            write_pieces(*file, *offset, &vec![0; index(*length)])
+            write_pieces(*file, *offset, &vec![0; index(*length)], now)
         }
         Step::Copy { from, from_offset, to, to_offset, length } => {
             let bytes = now.bytes(*from).and_then(|bytes| bytes.get(index(*from_offset)..));
             let bytes = bytes.and_then(|rest| rest.get(..index(*length)));
-            write_pieces(*to, *to_offset, bytes.expect("a copy is of bytes that exist"))
+            write_pieces(*to, *to_offset, bytes.expect("a copy is of bytes that exist"), now)
         }
     }
 }
 
-fn write_pieces(file: File, offset: u64, bytes: &[u8]) -> Vec<Piece> {
+fn write_pieces(file: File, offset: u64, bytes: &[u8], now: &Storage) -> Vec<Piece> {
     let length = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
+    let end = offset.saturating_add(length);
+    let is_growing = now.bytes(file).is_some_and(|bytes| bytes.len() < index(end));
+    let growth = is_growing.then_some(Piece::Growth { file, length: end });
     let mut rest = bytes;
-    sectors(offset, length)
-        .map(|(offset, length)| {
-            let (piece, later) = rest.split_at(index(length));
-            rest = later;
-            Piece::Bytes { file, offset, bytes: piece.to_vec() }
-        })
-        .collect()
+    let pieces = sectors(offset, length).map(|(offset, length)| {
+        let (piece, later) = rest.split_at(index(length));
+        rest = later;
+        Piece::Bytes { file, offset, bytes: piece.to_vec() }
+    });
+    growth.into_iter().chain(pieces).collect()
 }
 
 /// A range, cut at the boundaries of sectors: offsets and lengths.
@@ -376,6 +389,13 @@ mod tests {
         let lengths: BTreeSet<_> =
             states.iter().map(|state| state.as_ref().map(Vec::len)).collect();
         assert_eq!(lengths, BTreeSet::from([None, Some(512), Some(1024)]));
+    }
+
+    #[test]
+    fn a_file_that_grew_may_have_lost_what_it_grew_for() {
+        let states = states(vec![write(1024, vec![1; 512])], ALL);
+        let grown = |last: u8| Some([vec![0; 1024], vec![last; 512]].concat());
+        assert_eq!(states, BTreeSet::from([Some(vec![0; 1024]), grown(0), grown(1)]));
     }
 
     #[test]

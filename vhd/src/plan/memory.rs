@@ -1,14 +1,31 @@
 //! Files in memory: the storage of tests, with the meaning of every [`Step`].
 
-use std::collections::BTreeMap;
+use std::cell::Cell;
+use std::collections::{BTreeMap, BTreeSet};
 
-use super::{File, Step};
+use super::crash::Recording;
+use super::{File, Files, Plan, Step};
+use crate::error::{Error, ErrorKind, Result, errno};
+use crate::read_at::ReadAt;
 
 /// Small files by their role; what is not in it does not exist.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Storage {
     files: BTreeMap<File, Vec<u8>>,
+    devices: BTreeSet<File>,
 }
+
+/// An error of the storage: the `after`-th time that something is read or a step performed, once.
+#[derive(Clone, Copy, Debug)]
+pub struct Fault {
+    /// 0 is the first time.
+    pub after: u64,
+    /// Which error.
+    pub errno: i32,
+}
+
+/// Makes the plan of an operation from what is in the files.
+pub type MakePlan<'a> = dyn Fn(&dyn Files) -> Result<Box<dyn Plan>> + 'a;
 
 impl Storage {
     /// With a file more, or another one in its place.
@@ -16,6 +33,65 @@ impl Storage {
     pub fn with(mut self, file: File, bytes: Vec<u8>) -> Self {
         self.files.insert(file, bytes);
         self
+    }
+
+    /// With a device, whose length and name never change.
+    #[must_use]
+    pub fn with_device(mut self, file: File, bytes: Vec<u8>) -> Self {
+        self.devices.insert(file);
+        self.with(file, bytes)
+    }
+
+    /// Performs a whole plan, and keeps its steps.
+    ///
+    /// # Errors
+    /// The plan's.
+    pub fn run(&mut self, plan: &mut dyn Plan) -> Result<Recording> {
+        let (start, mut steps) = (self.clone(), Vec::new());
+        while let Some(step) = plan.next(self)? {
+            self.perform(&step);
+            steps.push(step);
+        }
+        Ok(Recording::new(start, steps))
+    }
+
+    /// Makes a plan and performs it on storage that fails once. Returns whether it did.
+    ///
+    /// A step that fails with a write in it has written its first half.
+    ///
+    /// # Errors
+    /// The plan's, and with that the storage's.
+    pub fn run_with_fault(&mut self, fault: Fault, make: &MakePlan<'_>) -> (bool, Result<()>) {
+        let left = Cell::new(Some(fault.after));
+        let result = self.run_failing(&left, fault.errno, make);
+        (left.get().is_none(), result)
+    }
+
+    fn run_failing(
+        &mut self,
+        left: &Cell<Option<u64>>,
+        errno: i32,
+        make: &MakePlan<'_>,
+    ) -> Result<()> {
+        let mut plan = make(&Failing::new(self, left, errno))?;
+        loop {
+            let next = plan.next(&Failing::new(self, left, errno))?;
+            let Some(step) = next else { return Ok(()) };
+            match tick(left, errno) {
+                Ok(()) => self.perform(&step),
+                Err(error) => {
+                    self.perform_half(&step);
+                    plan.failed(error)?;
+                }
+            }
+        }
+    }
+
+    fn perform_half(&mut self, step: &Step) {
+        if let Step::Write { file, offset, bytes } = step {
+            let half = bytes.get(..bytes.len() >> 1).unwrap_or_default().to_vec();
+            self.perform(&Step::Write { file: *file, offset: *offset, bytes: half });
+        }
     }
 
     /// The bytes of a file, if it exists.
@@ -28,10 +104,12 @@ impl Storage {
     ///
     /// # Panics
     /// On a step that no storage could perform: creating what exists, or changing, reading or
-    /// removing what does not, or past the end of memory.
+    /// removing what does not, or past the end of a device or of memory.
     pub fn perform(&mut self, step: &Step) {
         match step {
-            Step::Barrier => {}
+            Step::Barrier | Step::Reached(_) => {}
+            Step::SetLength { file, .. } | Step::Create { file } | Step::Remove { file }
+                if self.devices.contains(file) => {}
             Step::Create { file } => {
                 assert!(self.files.insert(*file, Vec::new()).is_none(), "{file:?} exists");
             }
@@ -58,8 +136,11 @@ impl Storage {
     }
 
     fn write(&mut self, file: File, offset: u64, piece: &[u8]) {
-        let (start, bytes) = (index(offset), self.existing(file));
+        let (start, bytes) = (index(offset), &*self.existing(file));
         let end = start.checked_add(piece.len()).expect("files in memory are small");
+        let is_growing = bytes.len() < end;
+        assert!(!is_growing || !self.devices.contains(&file), "{file:?} ends before {end}");
+        let bytes = self.existing(file);
         if bytes.len() < end && !piece.is_empty() {
             bytes.resize(end, 0);
         }
@@ -73,6 +154,79 @@ impl Storage {
     /// For [`super::crash`]: what became durable of an epoch, piece by piece.
     pub(super) fn files_mut(&mut self) -> &mut BTreeMap<File, Vec<u8>> {
         &mut self.files
+    }
+}
+
+impl Files for Storage {
+    fn open(&self, file: File) -> Result<&dyn ReadAt> {
+        match self.files.get(&file) {
+            Some(bytes) => Ok(bytes),
+            None => Err(ErrorKind::Io { errno: errno::ENOENT }.into()),
+        }
+    }
+
+    fn is_device(&self, file: File) -> bool {
+        self.devices.contains(&file)
+    }
+}
+
+/// Files of which the n-th access fails.
+struct Failing<'a> {
+    storage: &'a Storage,
+    files: BTreeMap<File, FailingFile<'a>>,
+}
+
+struct FailingFile<'a> {
+    bytes: &'a [u8],
+    left: &'a Cell<Option<u64>>,
+    errno: i32,
+}
+
+impl<'a> Failing<'a> {
+    fn new(storage: &'a Storage, left: &'a Cell<Option<u64>>, errno: i32) -> Self {
+        let failing = |(file, bytes): (&File, &'a Vec<u8>)| {
+            (*file, FailingFile { bytes: bytes.as_slice(), left, errno })
+        };
+        Self { storage, files: storage.files.iter().map(failing).collect() }
+    }
+}
+
+impl Files for Failing<'_> {
+    fn open(&self, file: File) -> Result<&dyn ReadAt> {
+        match self.files.get(&file) {
+            Some(bytes) => Ok(bytes),
+            None => Err(ErrorKind::Io { errno: errno::ENOENT }.into()),
+        }
+    }
+
+    fn is_device(&self, file: File) -> bool {
+        self.storage.is_device(file)
+    }
+}
+
+impl ReadAt for FailingFile<'_> {
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
+        tick(self.left, self.errno)?;
+        self.bytes.read_at(offset, buffer)
+    }
+
+    fn length(&self) -> Result<u64> {
+        tick(self.left, self.errno)?;
+        self.bytes.length()
+    }
+}
+
+fn tick(left: &Cell<Option<u64>>, errno: i32) -> Result<()> {
+    match left.get() {
+        Some(0) => {
+            left.set(None);
+            Err(Error::from(ErrorKind::Io { errno }))
+        }
+        Some(more) => {
+            left.set(more.checked_sub(1));
+            Ok(())
+        }
+        None => Ok(()),
     }
 }
 

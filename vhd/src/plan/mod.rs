@@ -6,7 +6,16 @@
 //! What each operation relies on is written down in `docs/vhd-operations.md`.
 
 pub mod crash;
+mod disk;
+pub mod journal;
 pub mod memory;
+pub mod resize;
+pub mod revert;
+mod steps;
+
+use crate::error::{Error, Result};
+use crate::read_at::ReadAt;
+pub use steps::Steps;
 
 /// Which file of an operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -81,6 +90,108 @@ pub enum Step {
     },
     /// Everything before this is durable before anything after it starts: in all files, and names.
     Barrier,
+    /// Nothing to do: the plan has come to a point that has a name.
+    Reached(Milestone),
+}
+
+/// Points of a plan by which storage managers know them: they test what happens when it ends there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Milestone {
+    /// A resize has its journal, and the image is poisoned.
+    ResizeBegin,
+    /// The blocks that are in the way are copied.
+    ResizeDataMoved,
+    /// The place of the new metadata is free.
+    ResizeMetadataMoved,
+    /// The new metadata is there, the image still poisoned.
+    ResizeEnd,
+    /// Nothing is changed yet.
+    ReparentBegin,
+    /// The new locators are there, nothing refers to them.
+    ReparentLocator,
+    /// All is there but for the last step.
+    ReparentEnd,
+}
+
+/// The files of an operation, to read from. Everything that was performed can be read.
+pub trait Files {
+    /// One of them.
+    ///
+    /// # Errors
+    /// ENOENT when it does not exist.
+    fn open(&self, file: File) -> Result<&dyn ReadAt>;
+
+    /// Has it a fixed length, and no name to create or remove?
+    fn is_device(&self, file: File) -> bool;
+}
+
+/// How far a plan has come, in units of its own: sectors, or steps.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// Done.
+    pub done: u64,
+    /// Of how many; 0 when that is not known.
+    pub total: u64,
+}
+
+/// An operation as steps that are made when they are asked for, so that none is large in memory.
+///
+/// Who performs it asks for a step, performs it, and asks for the next, until there is none:
+///
+/// ```
+/// use vhd::plan::{Files, Plan, Step};
+///
+/// fn perform(
+///     plan: &mut dyn Plan,
+///     files: &dyn Files,
+///     step: &mut dyn FnMut(&Step) -> vhd::Result<()>,
+/// ) -> vhd::Result<()> {
+///     while let Some(next) = plan.next(files)? {
+///         if let Err(error) = step(&next) {
+///             plan.failed(error)?;
+///         }
+///     }
+///     Ok(())
+/// }
+/// ```
+pub trait Plan {
+    /// Steps that are made and not asked for yet.
+    fn queue(&mut self) -> &mut Steps;
+
+    /// Makes steps. Returns false when the operation is at its end and there are none.
+    ///
+    /// # Errors
+    /// What was found in the files, or the error that [`Plan::failed`] was given.
+    fn advance(&mut self, files: &dyn Files) -> Result<bool>;
+
+    /// The next step; `None` at the end. All steps before it have been performed.
+    ///
+    /// # Errors
+    /// As for [`Plan::advance`].
+    fn next(&mut self, files: &dyn Files) -> Result<Option<Step>> {
+        loop {
+            if let Some(step) = self.queue().pop() {
+                return Ok(Some(step));
+            }
+            if !self.advance(files)? {
+                return Ok(self.queue().pop());
+            }
+        }
+    }
+
+    /// The last step could not be performed. When this returns Ok, the plan goes on: it has another
+    /// way, or something to put in order before its `next` returns that error.
+    ///
+    /// # Errors
+    /// `error`, when there is nothing to be done about it.
+    fn failed(&mut self, error: Error) -> Result<()> {
+        Err(error)
+    }
+
+    /// For people who wait.
+    fn progress(&self) -> Progress {
+        Progress::default()
+    }
 }
 
 /// The most that one [`Step::Write`] or [`Step::Copy`] moves, so that an executor's memory is

@@ -1,0 +1,91 @@
+//! What is asked of every operation.
+
+use vhd::plan::crash::{Effort, Recording, Tried};
+use vhd::plan::memory::{Fault, MakePlan, Storage};
+use vhd::plan::{File, Files, Plan, Step};
+
+use crate::view::{self, View};
+
+/// Epochs of up to 2^14 states are tried in full.
+pub(crate) const EFFORT: Effort = Effort { exhaustive_pieces_max: 14, samples: 4000, seed: 2026 };
+
+/// For recordings of which only some barrier is missing: enough to notice.
+pub(crate) const QUICK: Effort = Effort { exhaustive_pieces_max: 12, samples: 2000, seed: 7 };
+
+pub(crate) type Law<'a> = &'a dyn Fn(&Storage) -> Result<(), String>;
+
+/// A law that owns what it compares with.
+pub(crate) type Boxed = Box<dyn Fn(&Storage) -> Result<(), String>>;
+
+pub(crate) fn boxed(law: impl Fn(&Storage) -> Result<(), String> + 'static) -> Boxed {
+    Box::new(law)
+}
+
+/// Performs an operation from the start to the end.
+pub(crate) fn record(start: &Storage, make: &MakePlan<'_>) -> Recording {
+    let mut plan = make(start).expect("the operation can begin");
+    let recording = start.clone().run(plan.as_mut()).expect("nothing fails");
+    assert_eq!(recording.steps().last(), Some(&Step::Barrier), "the result is durable");
+    recording
+}
+
+/// The law holds wherever the power is cut; returns how much was tried.
+pub(crate) fn holds_at_every_cut(name: &str, recording: &Recording, law: Law<'_>) -> Tried {
+    let tried = match recording.cut_power(EFFORT, law) {
+        Ok(tried) => tried,
+        Err(complaint) => panic!("{name}: {complaint}"),
+    };
+    println!(
+        "{name}: {} states, {} epochs in full, {} sampled",
+        tried.states, tried.epochs_exhaustive, tried.epochs_sampled
+    );
+    tried
+}
+
+/// Barriers without which the law still holds. The last one is not tried: it says that the result
+/// is durable when the operation ends, and [`record`] sees that it is there.
+pub(crate) fn barriers_that_nobody_misses(recording: &Recording, law: Law<'_>) -> Vec<usize> {
+    let misses = |n: &usize| recording.without_barrier(*n).cut_power(QUICK, law).is_err();
+    (0..recording.barriers() - 1).filter(|n| !misses(n)).collect()
+}
+
+/// Each read and each step fails once, with each error: the operation gives that error, and the law
+/// holds for what is left.
+pub(crate) fn holds_after_every_error(
+    name: &str,
+    start: &Storage,
+    make: &MakePlan<'_>,
+    law: Law<'_>,
+) {
+    let mut count = 0;
+    for errno in [5, 28] {
+        for after in 0.. {
+            let mut storage = start.clone();
+            let (has_failed, result) = storage.run_with_fault(Fault { after, errno }, make);
+            if !has_failed {
+                break;
+            }
+            count += 1;
+            let found = result.err().map(|error| error.errno());
+            assert_eq!(found, Some(errno), "{name}: access {after} failed");
+            if let Err(complaint) = law(&storage) {
+                panic!("{name}: after errno {errno} of access {after}: {complaint}");
+            }
+        }
+    }
+    println!("{name}: {count} errors");
+}
+
+/// Runs a plan to its end.
+pub(crate) fn run(
+    storage: &mut Storage,
+    make: impl Fn(&dyn Files) -> vhd::Result<Box<dyn Plan>>,
+) -> vhd::Result<()> {
+    let mut plan = make(storage)?;
+    storage.run(plan.as_mut()).map(|_| ())
+}
+
+/// The image's view, without a parent.
+pub(crate) fn image(storage: &Storage) -> Result<View, String> {
+    view::view(storage.bytes(File::Image).ok_or("no image")?, None)
+}

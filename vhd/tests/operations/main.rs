@@ -1,0 +1,9 @@
+//! The laws of the offline operations: power cuts and errors everywhere, on images of a few KiB.
+//!
+//! `cargo test -p vhd --test operations -- --nocapture` prints how many states were tried.
+#![allow(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
+
+mod image;
+mod law;
+mod resize;
+mod view;
