@@ -15,16 +15,23 @@ use tapdisk_control::message::Params;
 use tapdisk_control::{Client, Paths};
 
 /// The directory of the programs, built for the profile that the tests were built for.
-static PROGRAMS: LazyLock<PathBuf> = LazyLock::new(build_programs);
+static PROGRAMS: LazyLock<PathBuf> = LazyLock::new(|| build_programs(&["tapdisk", "tap-tools"]));
 
-fn build_programs() -> PathBuf {
+/// Builds the programs of these packages for the profile that the tests were built for; returns
+/// their directory.
+///
+/// # Panics
+/// When cargo fails.
+#[must_use]
+pub fn build_programs(packages: &[&str]) -> PathBuf {
     let executable = std::env::current_exe().expect("a test knows its own path");
     let directory = executable
         .ancestors()
         .find(|directory| directory.join("deps").is_dir())
         .expect("a test lies in target/PROFILE/deps");
     let mut build = Command::new(env!("CARGO"));
-    build.args(["build", "--quiet", "--package", "tapdisk", "--package", "tap-tools", "--bins"]);
+    build.args(["build", "--quiet", "--bins"]);
+    build.args(packages.iter().flat_map(|package| ["--package", package]));
     build.arg("--target-dir").arg(directory.parent().expect("target/PROFILE has a parent"));
     match directory.file_name().and_then(OsStr::to_str) {
         Some("debug") | None => {}

@@ -11,7 +11,7 @@ pub mod nbd;
 
 use std::time::{Duration, Instant};
 
-pub use host::{Daemon, Host, Ran};
+pub use host::{Daemon, Host, Ran, build_programs};
 
 /// Says why a test does nothing here. The line is for a person who reads the log.
 pub fn skip(reason: &str) {

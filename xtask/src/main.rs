@@ -1,4 +1,4 @@
-//! What a person and CI run: `cargo xtask demo | test | check | bench | fuzz`.
+//! What a person and CI run: `cargo xtask demo | test | check | bench | fuzz | vm`.
 //!
 //! Each command installs what it needs where it can (Debian, as root) and says what is missing
 //! where it cannot. Standard library and `serde_json` only: it is built before everything else.
@@ -11,6 +11,7 @@ mod fuzz;
 mod janitor;
 mod packages;
 mod stages;
+mod vm;
 mod wait;
 
 use std::process::ExitCode;
@@ -25,7 +26,7 @@ struct Command {
     run: fn(&[String]) -> Result<()>,
 }
 
-const COMMANDS: [Command; 6] = [
+const COMMANDS: [Command; 7] = [
     Command {
         name: "demo",
         arguments: "",
@@ -55,6 +56,12 @@ const COMMANDS: [Command; 6] = [
         arguments: "[TARGET] [SECONDS]",
         what: "feed hostile bytes to the parsers; a minute each",
         run: fuzz::run,
+    },
+    Command {
+        name: "vm",
+        arguments: "shell [--xen]",
+        what: "a prompt in a virtual machine, with our tools in PATH",
+        run: vm::run,
     },
     Command { name: "help", arguments: "", what: "print this", run: help },
 ];

@@ -22,7 +22,7 @@ pub(crate) struct Package {
 }
 
 /// Every one of them.
-const PACKAGES: [Package; 11] = [
+const PACKAGES: [Package; 14] = [
     Package {
         name: "qemu-utils",
         programs: &["qemu-img", "qemu-nbd"],
@@ -32,12 +32,23 @@ const PACKAGES: [Package; 11] = [
     Package { name: "python3-libnbd", programs: &["nbdsh"], users: &["test"] },
     Package { name: "fio", programs: &["fio"], users: &["demo", "test", "bench"] },
     Package { name: "nbdkit", programs: &["nbdkit"], users: &["bench"] },
-    Package { name: "e2fsprogs", programs: &["mke2fs", "e2fsck"], users: &["demo"] },
+    Package {
+        name: "e2fsprogs",
+        programs: &["mke2fs", "e2fsck", "debugfs"],
+        users: &["demo", "test", "vm"],
+    },
     Package { name: "valgrind", programs: &["valgrind"], users: &["bench"] },
     Package { name: "linux-perf", programs: &["perf"], users: &["bench"] },
     Package { name: "strace", programs: &["strace"], users: &["bench"] },
     Package { name: "g++", programs: &["g++"], users: &["fuzz"] },
-    Package { name: "util-linux", programs: &["taskset"], users: &["bench"] },
+    Package {
+        name: "util-linux",
+        programs: &["taskset", "setpriv", "flock"],
+        users: &["bench", "test", "vm"],
+    },
+    Package { name: "qemu-system-x86", programs: &["qemu-system-x86_64"], users: &["test", "vm"] },
+    Package { name: "xz-utils", programs: &["xz"], users: &["test", "vm"] },
+    Package { name: "make", programs: &["make"], users: &["test", "vm"] },
 ];
 
 /// Gets what `user` needs and returns what is still missing, as a reason; `None` is "all there".
@@ -114,7 +125,7 @@ mod tests {
     #[test]
     fn nothing_is_missing_where_all_is_there() {
         assert!(missing("bench", |_| true).is_empty());
-        assert_eq!(missing("test", |_| false).len(), 4);
+        assert_eq!(missing("vm", |_| false).len(), 5);
     }
 
     #[test]

@@ -42,6 +42,7 @@ const FOLDERS: [(&str, &str); 6] = [
     ("tapdisk-control", "tapdisk/control/tests"),
     ("tap-tools", "tools/tests"),
     ("tapdisk-tests", "tests/tests"),
+    ("tapdisk-vm", "tests/vm/tests"),
 ];
 
 /// The stages, in the order in which they run.

@@ -14,7 +14,7 @@ const CRATES: [(&str, &[&str]); 7] = [
 ];
 
 /// They start everything.
-const EVERYTHING: [&str; 2] = ["tapdisk-tests", "tapdisk-benches"];
+const EVERYTHING: [&str; 3] = ["tapdisk-tests", "tapdisk-vm", "tapdisk-benches"];
 
 /// The one crate under another license stays away from all but this one.
 const XENSTORE: (&str, &str) = ("xenstore", "tapback");

@@ -1,0 +1,14 @@
+//! A plain Linux in QEMU: our programs on a kernel of Debian's.
+
+mod harness;
+
+use tapdisk_vm::{Machine, Result, Shared};
+
+/// One start serves all tests of this program.
+static MACHINE: Shared = Shared::new(boot);
+
+const STORAGE_BYTES: u64 = 1 << 30;
+
+fn boot() -> Result<Machine> {
+    Machine::plain().label("vm").with_storage(STORAGE_BYTES).boot()
+}
