@@ -113,7 +113,7 @@ impl Disk {
     /// EINVAL, for a fixed one.
     pub(super) fn sparse(&self) -> Result<&Sparse> {
         let field = Field { part: Part::Footer, field: "type", wanted: "dynamic or differencing" };
-        self.sparse.as_ref().ok_or_else(|| field.error(self.footer.disk_type as u64))
+        self.sparse.as_ref().ok_or_else(|| field.error(self.footer.disk_type.code().into()))
     }
 
     /// Where the data ends and a footer may be, in bytes: at its new end when blocks are added.
