@@ -44,6 +44,15 @@ impl DiskError {
         self
     }
 
+    /// What failed, and on what, without the words for the errno: for who gets that beside it.
+    #[must_use]
+    pub fn what(&self) -> String {
+        match &self.path {
+            Some(path) => format!("{} ({})", self.what, path.display()),
+            None => self.what.clone(),
+        }
+    }
+
     /// The errno that stands for it.
     #[must_use]
     pub fn errno(&self) -> Errno {
@@ -53,11 +62,7 @@ impl DiskError {
 
 impl fmt::Display for DiskError {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "{}", self.what)?;
-        if let Some(path) = &self.path {
-            write!(formatter, " ({})", path.display())?;
-        }
-        write!(formatter, ": {}", self.errno.desc())
+        write!(formatter, "{}: {}", self.what(), self.errno.desc())
     }
 }
 

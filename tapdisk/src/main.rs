@@ -134,7 +134,7 @@ fn serve(options: Options, mask: &SignalMask, log: &Log, launch: Launch) -> Resu
     let server = match server {
         Ok(server) => server,
         Err(error) => {
-            launch.failed(status(&error));
+            launch.failed(status(&error), &error.to_string());
             return Err(error);
         }
     };

@@ -3,7 +3,7 @@
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{BufRead, BufReader};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{DirBuilderExt, FileExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -105,8 +105,11 @@ impl Host {
         let name = format!("td{}-{count}", std::process::id());
         let directory = std::env::temp_dir().join(name);
         let _ = std::fs::remove_dir_all(&directory);
+        let mut private = std::fs::DirBuilder::new();
+        // As the daemon wants its run directory, whatever the umask is.
+        private.recursive(true).mode(0o700);
         for part in ["run", "dev", "shm"] {
-            std::fs::create_dir_all(directory.join(part)).expect("room for a few directories");
+            private.create(directory.join(part)).expect("room for a few directories");
         }
         Self { directory, paths: OnceLock::new() }
     }

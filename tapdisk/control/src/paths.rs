@@ -10,13 +10,14 @@
 
 use std::env;
 use std::ffi::OsString;
-use std::fs::DirBuilder;
+use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
+use nix::unistd::geteuid;
 
 use crate::error::{ControlError, ErrorKind};
 
@@ -136,7 +137,8 @@ impl Paths {
     /// Makes the run directory, mode 0700, unless it is there. Its parent has to exist.
     ///
     /// # Errors
-    /// What mkdir says.
+    /// What mkdir says; EPERM when it is there and others may write to it, or it is somebody
+    /// else's: who can make and remove sockets in it controls all disks.
     pub fn create_run_dir(&self) -> Result<(), ControlError> {
         create_private_dir(&self.run)
     }
@@ -144,7 +146,7 @@ impl Paths {
     /// Makes the run directory and that of the markers.
     ///
     /// # Errors
-    /// What mkdir says.
+    /// Those of [`Paths::create_run_dir`].
     pub fn create_marker_dir(&self) -> Result<(), ControlError> {
         self.create_run_dir()?;
         create_private_dir(&self.marker_dir())
@@ -189,7 +191,7 @@ pub fn check_socket_path(path: &Path) -> Result<(), ControlError> {
 fn create_private_dir(path: &Path) -> Result<(), ControlError> {
     match DirBuilder::new().mode(0o700).create(path) {
         // Another one was faster, or it was there before.
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => check_private(path),
         Err(error) => {
             let attempt = format!("Making the directory {}", path.display());
             Err(ControlError::system(ErrorKind::System, &error, attempt))
@@ -198,9 +200,39 @@ fn create_private_dir(path: &Path) -> Result<(), ControlError> {
     }
 }
 
+/// A directory that was there: nobody but its owner may write to it, and that is this user, or root
+/// whom everybody has to trust. The same goes for a link that leads there.
+fn check_private(path: &Path) -> Result<(), ControlError> {
+    let failed = |error: io::Error| {
+        let attempt = format!("Looking at the directory {}", path.display());
+        ControlError::system(ErrorKind::System, &error, attempt)
+    };
+    let own = geteuid().as_raw();
+    let link = fs::symlink_metadata(path).map_err(failed)?;
+    let found = fs::metadata(path).map_err(failed)?;
+    let refused = |errno, what: &str| {
+        let attempt = format!("Using the directory {}: {what}", path.display());
+        Err(ControlError::new(ErrorKind::System, errno, attempt))
+    };
+    if !found.is_dir() {
+        return refused(Errno::ENOTDIR, "found something else there");
+    }
+    let strangers = [link.uid(), found.uid()];
+    if let Some(owner) = strangers.into_iter().find(|owner| ![own, 0].contains(owner)) {
+        return refused(Errno::EPERM, &format!("found user {owner} for its owner, want {own}"));
+    }
+    let mode = found.mode() & 0o7777;
+    if mode & 0o022 != 0 {
+        let what = format!("found mode {mode:04o}, want 0700: only its owner may write to it");
+        return refused(Errno::EPERM, &what);
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::test_dir::TestDir;
 
     #[test]
     fn names_are_those_a_storage_manager_looks_for() {
@@ -232,6 +264,52 @@ mod tests {
         }
         for name in ["tapdisk-", "tapdisk-65536", "tapdisk-01", "tapdisk-1.tmp"] {
             assert_eq!(minor_of_marker(name), None, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_directory_that_others_may_write_to_is_refused() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = TestDir::new("paths-mode");
+        let run = dir.path().join("given");
+        let paths = Paths::new(&run, dir.path(), dir.path());
+        fs::create_dir(&run).unwrap();
+        for (mode, is_fine) in
+            [(0o700, true), (0o755, true), (0o770, false), (0o707, false), (0o1777, false)]
+        {
+            fs::set_permissions(&run, fs::Permissions::from_mode(mode)).unwrap();
+            let result = paths.create_marker_dir();
+            assert_eq!(result.is_ok(), is_fine, "{mode:o}: {result:?}");
+            if let Err(error) = result {
+                assert_eq!(error.errno(), Errno::EPERM as i32);
+                assert!(error.attempt().contains(&format!("found mode {mode:04o}")), "{error}");
+            }
+        }
+        fs::remove_dir_all(&run).unwrap();
+        fs::write(&run, "").unwrap();
+        assert_eq!(paths.create_run_dir().unwrap_err().errno(), Errno::ENOTDIR as i32);
+    }
+
+    #[test]
+    fn a_directory_of_somebody_else_is_refused_and_so_is_his_link_to_ours() {
+        if !geteuid().is_root() {
+            eprintln!("skipped: only root can give a directory away");
+            return;
+        }
+        let dir = TestDir::new("paths-owner");
+        let (own, link, given) =
+            (dir.path().join("own"), dir.path().join("link"), dir.path().join("given"));
+        let make = |run: &Path| Paths::new(run, dir.path(), dir.path()).create_run_dir();
+        make(&own).unwrap();
+        std::os::unix::fs::symlink(&own, &link).unwrap();
+        make(&link).unwrap();
+        std::os::unix::fs::lchown(&link, Some(65534), None).unwrap();
+        make(&given).unwrap();
+        std::os::unix::fs::chown(&given, Some(65534), None).unwrap();
+        for path in [&link, &given] {
+            let error = make(path).unwrap_err();
+            assert_eq!(error.errno(), Errno::EPERM as i32);
+            assert!(error.attempt().contains("found user 65534"), "{error}");
         }
     }
 

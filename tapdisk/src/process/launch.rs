@@ -28,6 +28,9 @@ use super::sys::{self, Side};
 /// again after 1.
 const STATUS_DIED: u8 = 1;
 
+/// The longest word of a daemon to its parent, in bytes: less than a pipe holds.
+const WORD_MAX: usize = 1024;
+
 /// A start that is under way: somebody waits for [`Launch::ready`] or [`Launch::failed`]. Dropped
 /// without either, it is a failure with status 1.
 #[derive(Debug)]
@@ -48,19 +51,23 @@ impl Launch {
         let mut line = control.as_os_str().as_bytes().to_vec();
         line.push(b'\n');
         let printed = self.stdout.write_all(&line);
-        self.report(printed.as_ref().map_or_else(status_of, |()| 0));
+        self.report(printed.as_ref().map_or_else(status_of, |()| 0), "");
         printed
     }
 
-    /// The daemon gives up: the parent exits with `status`, an errno by custom (0 counts as 1).
-    pub fn failed(mut self, status: u8) {
-        self.report(status.max(1));
+    /// The daemon gives up: the parent says why on its standard error, and exits with `status`, an
+    /// errno by custom (0 counts as 1). In the foreground the caller says it itself.
+    pub fn failed(mut self, status: u8, why: &str) {
+        self.report(status.max(1), why);
     }
 
-    fn report(&mut self, status: u8) {
+    fn report(&mut self, status: u8, why: &str) {
         if let Some(mut parent) = self.parent.take() {
-            // A parent that was killed meanwhile wants no status.
-            let _ = parent.write_all(&[status]);
+            let mut word = vec![status];
+            word.extend_from_slice(why.as_bytes());
+            word.truncate(WORD_MAX);
+            // A parent that was killed meanwhile wants no word.
+            let _ = parent.write_all(&word);
         }
     }
 }
@@ -97,17 +104,22 @@ pub fn daemonise(mask: &SignalMask) -> io::Result<Launch> {
     match detach() {
         Ok(()) => Ok(launch),
         Err(error) => {
-            launch.failed(status_of(&error));
+            launch.failed(status_of(&error), &error.to_string());
             Err(error)
         }
     }
 }
 
-fn await_status(mut reader: PipeReader) -> u8 {
-    let mut status = [STATUS_DIED];
-    // The end of the pipe without a byte: it died or gave up, and the status stays what it is.
-    let _ = reader.read_exact(&mut status);
-    status[0]
+fn await_status(reader: PipeReader) -> u8 {
+    let mut word = Vec::new();
+    // A word that was cut off is told as far as it came.
+    let _ = reader.take(WORD_MAX as u64).read_to_end(&mut word);
+    // The end of the pipe without a byte: it died or gave up without a word.
+    let Some((status, why)) = word.split_first() else { return STATUS_DIED };
+    if !why.is_empty() {
+        let _ = writeln!(io::stderr(), "tapdisk: {}", String::from_utf8_lossy(why));
+    }
+    *status
 }
 
 fn detach() -> io::Result<()> {

@@ -44,7 +44,7 @@ fn child() {
     };
     match case.as_str() {
         "daemon" => sys::alone(child_daemon),
-        "daemon fails" => sys::alone(|| child_mask_and_daemon().failed(28)),
+        "daemon fails" => sys::alone(|| child_mask_and_daemon().failed(28, "no room")),
         "daemon dies" => sys::alone(|| drop(child_mask_and_daemon())),
         "daemon is killed" => sys::alone(|| {
             let _launch = child_mask_and_daemon();
@@ -130,7 +130,11 @@ fn the_daemon_is_detached_and_reports_its_path_on_the_original_stdout() {
 
 #[test]
 fn the_parent_exits_with_the_status_of_a_failed_start() {
-    assert_eq!(run("daemon fails").status.code(), Some(28));
+    let output = run("daemon fails");
+    assert_eq!(output.status.code(), Some(28));
+    // And says why: the daemon has no standard error of its own any more.
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(text.contains("tapdisk: no room"), "{text}");
 }
 
 #[test]
