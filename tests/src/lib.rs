@@ -8,10 +8,12 @@
 
 mod host;
 pub mod nbd;
+pub mod storage;
 
 use std::time::{Duration, Instant};
 
 pub use host::{Daemon, Host, Ran, build_programs};
+pub use storage::{Frozen, LoopDevice, Mount};
 
 /// Says why a test does nothing here. The line is for a person who reads the log.
 pub fn skip(reason: &str) {

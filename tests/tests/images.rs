@@ -11,7 +11,7 @@ use serde_json::Value;
 use tapdisk_control::message::{Flags, Params};
 use tapdisk_control::statistics::{Counter, Statistics};
 use tapdisk_tests::nbd::NbdClient;
-use tapdisk_tests::{Daemon, Host, has_program, skip, wait_until};
+use tapdisk_tests::{Daemon, Host, LoopDevice, Mount, has_program, skip, wait_until};
 
 /// Errors of NBD: EIO, ENOSPC.
 const NBD_EIO: u32 = 5;
@@ -218,96 +218,39 @@ fn a_disk_without_storage_has_the_size_of_its_name() {
     }
 }
 
-/// A loop device, with sectors of this size; detached when this is dropped.
-struct Loop {
-    host: Host,
-    device: PathBuf,
-}
-
-impl Loop {
-    fn new(sector: &str) -> Option<Self> {
-        if !has_program("losetup") {
-            return None;
-        }
-        let host = Host::new();
-        let file = host.image("backing", 1 << 20);
-        let file = file.to_str().unwrap();
-        let ran = host.run("losetup", &["--find", "--show", "--sector-size", sector, file]);
-        if ran.status != 0 {
-            skip(&format!("no loop device with sectors of {sector}: {}", ran.stderr.trim()));
-            return None;
-        }
-        Some(Self { device: PathBuf::from(ran.stdout.trim()), host })
-    }
-}
-
-impl Drop for Loop {
-    fn drop(&mut self) {
-        let _ = self.host.run("losetup", &["--detach".as_ref(), self.device.as_os_str()]);
-    }
-}
-
 #[test]
 fn a_block_device_gives_the_disk_its_sectors() {
-    for sector in ["512", "4096"] {
-        let Some(device) = Loop::new(sector) else { return };
-        let host = &device.host;
+    for sector in [512, 4096] {
+        let host = Host::new();
+        let Some(device) = LoopDevice::attach(&host.image("backing", 1 << 20), sector) else {
+            return;
+        };
         let daemon = host.daemon(&[]);
-        let (minor, _) = host.serve(&daemon, &aio(&device.device));
+        let (minor, _) = host.serve(&daemon, &aio(device.path()));
         let info = daemon.client.info(minor).unwrap();
-        assert_eq!((info.sectors, info.sector_size), (2048, sector.parse().unwrap()));
-        let mut client = connect(host, &daemon, minor);
+        assert_eq!((info.sectors, info.sector_size), (2048, sector));
+        let mut client = connect(&host, &daemon, minor);
         assert_eq!(client.size, 1 << 20);
         assert_eq!(client.write(8192, &[7; 4096]).unwrap(), 0);
         assert_eq!(client.flush().unwrap(), 0);
         assert_eq!(client.read(8192, 4096).unwrap(), Ok(vec![7; 4096]));
         daemon.client.close(minor, false, None).unwrap();
-        assert_eq!(Host::read(&device.device, 8192, 4096), [7; 4096]);
-    }
-}
-
-/// A small file system of its own, taken away when this is dropped.
-struct Small {
-    host: Host,
-    mount: PathBuf,
-}
-
-impl Small {
-    fn new() -> Option<Self> {
-        let host = Host::new();
-        let mount = host.path("small");
-        std::fs::create_dir(&mount).unwrap();
-        let target = mount.to_str().unwrap();
-        if !has_program("mount") {
-            return None;
-        }
-        let ran = host.run("mount", &["-t", "tmpfs", "-o", "size=1m", "tmpfs", target]);
-        if ran.status != 0 {
-            skip(&format!("no file system can be mounted: {}", ran.stderr.trim()));
-            return None;
-        }
-        Some(Self { host, mount })
-    }
-}
-
-impl Drop for Small {
-    fn drop(&mut self) {
-        let _ = self.host.run("umount", &["-l".as_ref(), self.mount.as_os_str()]);
+        assert_eq!(Host::read(device.path(), 8192, 4096), [7; 4096]);
     }
 }
 
 #[test]
 fn a_full_file_system_is_told_at_once_and_written_to_when_there_is_room_again() {
     for engine in ["aio", "io_uring", "sync"] {
-        let Some(small) = Small::new() else { return };
-        let image = small.mount.join("disk");
+        let host = Host::new();
+        let Some(small) = Mount::in_memory(&host.path("small"), "1m") else { return };
+        let image = small.path().join("disk");
         std::fs::File::create(&image).unwrap().set_len(8 << 20).unwrap();
-        let ballast = small.mount.join("ballast");
+        let ballast = small.path().join("ballast");
         std::fs::write(&ballast, vec![1; 512 << 10]).unwrap();
-        let host = &small.host;
         let daemon = host.daemon(&["--queue", engine]);
         let (minor, _) = host.serve(&daemon, &aio(&image));
-        let mut client = connect(host, &daemon, minor);
+        let mut client = connect(&host, &daemon, minor);
         let block = vec![5; 64 << 10];
         let full = (0..128_u64).find_map(|number| {
             let error = client.write(number * (64 << 10), &block).unwrap();

@@ -220,3 +220,22 @@ fn a_client_that_found_the_daemon_out_of_descriptors_is_served_when_there_are_so
     let mut reply = [0; tapdisk_control::message::MESSAGE_SIZE];
     stream.read_exact(&mut reply).unwrap();
 }
+
+#[test]
+fn a_client_that_has_said_all_it_will_still_gets_its_answer() {
+    use std::io::{Read, Write};
+    use tapdisk_control::message::{Request, Response};
+    let host = Host::new();
+    let (daemon, minor, _client) = stuck(&host);
+    let mut stream = std::os::unix::net::UnixStream::connect(daemon.client.socket()).unwrap();
+    stream.set_read_timeout(Some(tapdisk_tests::PATIENCE)).unwrap();
+    stream.write_all(&Request::Pause { minor }.encode().unwrap()).unwrap();
+    stream.shutdown(std::net::Shutdown::Write).unwrap();
+    wait_until("the disk pauses", || daemon.client.list().unwrap()[0].state != 0);
+    daemon.client.close(minor, true, None).unwrap();
+    let mut reply = [0; tapdisk_control::message::MESSAGE_SIZE];
+    stream.read_exact(&mut reply).unwrap();
+    let reply = Response::decode(&reply).unwrap();
+    let Response::Error { errno, .. } = reply else { panic!("{reply:?}") };
+    assert_eq!(errno, nix::errno::Errno::ESHUTDOWN as i32);
+}

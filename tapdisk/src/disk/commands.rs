@@ -6,6 +6,7 @@ use std::os::unix::net::UnixListener;
 use nix::errno::Errno;
 
 use super::NBD;
+use super::again::{Again, Opening};
 use super::life::Life;
 use super::thread::{
     Command, DiskThread, OpenRequest, REMOVE_INTERVAL, REMOVE_PATIENCE, door_base,
@@ -23,8 +24,8 @@ use crate::server::shared::ImageLabel;
 impl DiskThread {
     pub(super) fn command(&mut self, ticket: u64, command: Command) {
         let result = match command {
-            Command::Open(request) => Some(self.open(request)),
-            Command::Resume(spec, name) => Some(self.resume(spec, name)),
+            Command::Open(request) => self.open(ticket, request),
+            Command::Resume(spec, name) => self.resume(ticket, spec, name),
             Command::Pause => self.pause(ticket),
             Command::Close => self.close(ticket),
             Command::ForceClose => self.force_close(ticket),
@@ -43,10 +44,56 @@ impl DiskThread {
         }
     }
 
-    fn open(&mut self, request: OpenRequest) -> Result<(), DiskError> {
+    fn open(&mut self, ticket: u64, request: OpenRequest) -> Option<Result<(), DiskError>> {
         if self.life.is_open() {
-            return Err(DiskError::new(Errno::EALREADY, "The disk is open already"));
+            return Some(Err(DiskError::new(Errno::EALREADY, "The disk is open already")));
         }
+        if self.again.is_some() {
+            return Some(Err(changing()));
+        }
+        self.attempt(Again::new(ticket, Opening::Open, request))
+    }
+
+    /// Tries to open the image: the answer, or none yet when it is to be tried again.
+    fn attempt(&mut self, mut again: Again) -> Option<Result<(), DiskError>> {
+        let request = again.request.clone();
+        let result = match again.opening {
+            Opening::Open => self.open_image(request),
+            Opening::Resume => self.resume_image(request),
+        };
+        let Err(error) = result else { return Some(Ok(())) };
+        if again.failed(error.errno(), self.clock.now()) {
+            slog::warn!(self.wiring.log, "Cannot open, trying again"; "error" => %error);
+            self.again = Some(again);
+            return None;
+        }
+        if again.opening == Opening::Resume {
+            self.resume_failed();
+        }
+        Some(Err(error))
+    }
+
+    /// The next attempt, when it is due.
+    fn try_again(&mut self) {
+        let now = self.clock.now();
+        if let Some(again) = self.again.take_if(|again| again.next() <= now) {
+            let ticket = again.ticket;
+            if let Some(result) = self.attempt(again) {
+                (self.wiring.respond)(ticket, result);
+            }
+        }
+    }
+
+    /// Ends the attempts and tells who waited for them why.
+    fn give_up(&mut self, error: DiskError) {
+        let Some(again) = self.again.take() else { return };
+        if again.opening == Opening::Resume {
+            self.resume_failed();
+        }
+        (self.wiring.respond)(again.ticket, Err(error));
+    }
+
+    fn open_image(&mut self, request: OpenRequest) -> Result<(), DiskError> {
         self.insert_chain(&request, None)?;
         let info = self.disk.vbd.info();
         if let Err(error) = self.open_doors(info) {
@@ -161,10 +208,9 @@ impl DiskThread {
                 self.enter(Life::Pausing);
                 None
             }
+            _ if self.again.is_some() => Some(Err(changing())),
             Life::Paused { .. } => Some(Ok(())),
-            Life::Pausing | Life::Closing | Life::Dead => {
-                Some(Err(DiskError::new(Errno::EBUSY, "Another command changes the disk's state")))
-            }
+            Life::Pausing | Life::Closing | Life::Dead => Some(Err(changing())),
             Life::Attached | Life::Closed => Some(Err(DiskError::new(
                 Errno::EINVAL,
                 "The disk is not open: there is nothing to pause",
@@ -174,25 +220,34 @@ impl DiskThread {
 
     fn resume(
         &mut self,
+        ticket: u64,
         spec: Option<ImageSpec>,
         name: std::ffi::OsString,
-    ) -> Result<(), DiskError> {
+    ) -> Option<Result<(), DiskError>> {
         if !matches!(self.life, Life::Paused { .. }) {
-            return Err(DiskError::new(Errno::EINVAL, "The disk is not paused"));
+            return Some(Err(DiskError::new(Errno::EINVAL, "The disk is not paused")));
+        }
+        if self.again.is_some() {
+            return Some(Err(changing()));
         }
         let mut request = self.opened.clone().expect("a paused disk was opened");
         if let Some(spec) = spec {
             request.spec = spec;
             request.name = name;
         }
+        self.attempt(Again::new(ticket, Opening::Resume, request))
+    }
+
+    /// As with blktap: what was taken before the pause ends, and with it the wait of a guest that
+    /// is to be shut down.
+    fn resume_failed(&mut self) {
+        self.disk.vbd.shut_down();
+        self.enter(Life::Paused { failed: true });
+    }
+
+    fn resume_image(&mut self, request: OpenRequest) -> Result<(), DiskError> {
         let wanted = self.disk.vbd.info();
-        if let Err(error) = self.insert_chain(&request, Some(wanted)) {
-            // As with blktap: what was taken before the pause ends, and with it the wait of a
-            // guest that is to be shut down.
-            self.disk.vbd.shut_down();
-            self.enter(Life::Paused { failed: true });
-            return Err(error);
-        }
+        self.insert_chain(&request, Some(wanted))?;
         slog::info!(self.wiring.log, "Resumed"; "image" => ?request.name);
         self.wiring.shared.set_name(Some(request.name.clone()));
         self.opened = Some(request);
@@ -202,6 +257,7 @@ impl DiskThread {
     }
 
     fn close(&mut self, ticket: u64) -> Option<Result<(), DiskError>> {
+        self.give_up(DiskError::new(Errno::ECANCELED, "The disk was closed meanwhile"));
         match self.life {
             Life::Attached | Life::Closed => {
                 self.enter(Life::Closed);
@@ -214,19 +270,16 @@ impl DiskThread {
                 self.enter(Life::Closing);
                 None
             }
-            Life::Pausing | Life::Closing | Life::Dead => {
-                Some(Err(DiskError::new(Errno::EBUSY, "Another command changes the disk's state")))
-            }
+            Life::Pausing | Life::Closing | Life::Dead => Some(Err(changing())),
         }
     }
 
     /// Answered when the disk is closed: a detach may follow at once. Where I/O does not end the
     /// control thread answers, and leaves this one behind.
     fn force_close(&mut self, ticket: u64) -> Option<Result<(), DiskError>> {
-        if let Some(ticket) = self.waiting.take() {
-            let error = DiskError::new(Errno::ESHUTDOWN, "The disk was closed by force meanwhile");
-            (self.wiring.respond)(ticket, Err(error));
-        }
+        let error = DiskError::new(Errno::ESHUTDOWN, "The disk was closed by force meanwhile");
+        self.answer_waiting(Err(error.clone()));
+        self.give_up(error);
         if !self.life.is_open() {
             self.enter(Life::Closed);
             return Some(Ok(()));
@@ -247,6 +300,9 @@ impl DiskThread {
         if self.life.is_open() {
             return Some(Err(DiskError::new(Errno::EBUSY, "The image is open; close it first")));
         }
+        if self.again.is_some() {
+            return Some(Err(changing()));
+        }
         // Left over from a forced close. The driver would hold this thread until its last user is
         // gone; an error that is not this one changes nothing for better.
         let ring = self.disk.ring.as_mut();
@@ -262,6 +318,7 @@ impl DiskThread {
     /// as its I/O has.
     pub(super) fn left_behind(&mut self) {
         self.exit = true;
+        self.again = None;
         if self.life.is_open() && self.life != Life::Dead {
             // Nobody listens for the answer.
             let _ = self.force_close(0);
@@ -271,10 +328,14 @@ impl DiskThread {
     /// The client of a command that waits is gone: undo what can be undone. The command is answered
     /// all the same: until then the control thread takes it for one that is under way.
     fn cancel(&mut self, ticket: u64) {
+        let gone = DiskError::new(Errno::ECANCELED, "The client did not wait");
+        if self.again.as_ref().is_some_and(|again| again.ticket == ticket) {
+            return self.give_up(gone);
+        }
         if self.waiting != Some(ticket) {
             return;
         }
-        self.answer_waiting(Err(DiskError::new(Errno::ECANCELED, "The client did not wait")));
+        self.answer_waiting(Err(gone));
         match self.life {
             Life::Pausing => {
                 self.disk.doors().for_each(|(_, door)| door.resume());
@@ -293,6 +354,7 @@ impl DiskThread {
 
     /// Reaches the states that were asked for.
     pub(super) fn settle(&mut self) {
+        self.try_again();
         match self.life {
             Life::Pausing if self.disk.vbd.is_drained() => self.paused(),
             Life::Closing if self.removal.is_some() => self.remove_device(),
@@ -392,4 +454,9 @@ impl DiskThread {
             (self.wiring.respond)(ticket, result);
         }
     }
+}
+
+/// For a command that another one is in the way of.
+fn changing() -> DiskError {
+    DiskError::new(Errno::EBUSY, "Another command changes the disk's state")
 }

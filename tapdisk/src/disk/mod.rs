@@ -7,6 +7,7 @@
 //! The turn knows no thread and no clock: [`thread`] runs it in production, tests and benches run
 //! it by hand.
 
+mod again;
 mod commands;
 pub mod life;
 pub mod pace;

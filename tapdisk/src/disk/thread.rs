@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use mio::{Events, Poll, Token as MioToken};
 
+use super::again::Again;
 use super::life::Life;
 use super::pace::BATCH_WAIT;
 use super::{Disk, RING};
@@ -134,6 +135,8 @@ pub struct DiskThread {
     pub(super) opened: Option<OpenRequest>,
     /// The command whose state is not reached yet.
     pub(super) waiting: Option<u64>,
+    /// An image that could not be opened and is tried again.
+    pub(super) again: Option<Again>,
     /// While closing with a block device: until when to ask the driver, and when next.
     pub(super) removal: Option<(Now, Now)>,
     pub(super) busy_turns: u32,
@@ -184,6 +187,7 @@ impl DiskThread {
             clock: Clock::start(),
             opened: None,
             waiting: None,
+            again: None,
             removal: None,
             busy_turns: 0,
             failures: RateLimit::new(),
@@ -258,9 +262,10 @@ impl DiskThread {
 
     fn timeout(&mut self, now: Now) -> Option<Duration> {
         let removal = self.removal.map(|(_, next)| next);
+        let again = self.again.as_ref().map(Again::next);
         let vbd = self.disk.vbd.deadline();
         let doors = self.disk.doors().filter_map(|(_, door)| door.deadline()).min();
-        [removal, vbd, doors].into_iter().flatten().min().map(|next| next.since(now))
+        [removal, again, vbd, doors].into_iter().flatten().min().map(|next| next.since(now))
     }
 
     fn collect(&mut self) {

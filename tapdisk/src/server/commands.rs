@@ -57,7 +57,7 @@ impl Server {
                 .and_then(|open| self.command(index, minor, Kind::Open, Command::Open(open))),
             Request::Resume { minor, params } => resume_command(params)
                 .and_then(|command| self.command(index, minor, Kind::Resume, command)),
-            Request::Close { minor } => self.command(index, minor, Kind::Close, Command::Close),
+            Request::Close { minor } => self.close(index, minor),
             Request::Pause { minor } => self.command(index, minor, Kind::Pause, Command::Pause),
             Request::ForceShutdown { minor } => self.force(index, minor),
             Request::XenblkifConnect { .. } | Request::XenblkifDisconnect { .. } => Err(
@@ -75,7 +75,7 @@ impl Server {
 
     fn refuse(&mut self, index: usize, error: &DiskError) {
         slog::warn!(self.log, "Refused"; "error" => %error);
-        let mut text = error.to_string();
+        let mut text = error.what();
         text.truncate(text.floor_char_boundary(255));
         let response = Response::Error { errno: error.errno() as i32, message: text.into() };
         self.answer(index, &[response], &[]);
@@ -107,7 +107,18 @@ impl Server {
         Ok(())
     }
 
+    fn close(&mut self, index: usize, minor: u16) -> Result<(), DiskError> {
+        if self.disks.find(minor)?.is_abandoned() {
+            self.answer(index, &[Response::Close], &[]);
+            return Ok(());
+        }
+        self.command(index, minor, Kind::Close, Command::Close)
+    }
+
     fn force(&mut self, index: usize, minor: u16) -> Result<(), DiskError> {
+        if self.disks.find(minor)?.is_abandoned() {
+            return self.close(index, minor);
+        }
         self.command(index, minor, Kind::Close, Command::ForceClose)?;
         let until = self.clock.now().after(FORCE_PATIENCE);
         self.forced.push((self.next_ticket, minor, until));
@@ -170,6 +181,9 @@ impl Server {
 
     /// A command has ended: tells the connection that waits for it, if it still does.
     pub(super) fn finish(&mut self, ticket: u64, result: Result<(), DiskError>) {
+        // A forced close whose disk went another way must not be held against the next one that has
+        // its minor.
+        self.forced.retain(|(forced, ..)| *forced != ticket);
         let Some(pending) = self.disks.answered(ticket) else { return };
         let Some(position) = self.kinds.iter().position(|(known, _)| *known == ticket) else {
             return;

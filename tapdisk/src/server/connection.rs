@@ -5,9 +5,11 @@
 //! ```
 
 use std::io::{self, Read, Write};
+use std::os::fd::AsFd;
 use std::time::Duration;
 
 use mio::net::UnixStream;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tapdisk_control::message::{DecodeError, Request, RequestBuffer};
 
 use crate::time::Now;
@@ -119,7 +121,9 @@ impl Connection {
         let mut excess = [0; 4096];
         for _ in 0..EXCESS_READS_MAX {
             match self.stream.read(&mut excess) {
-                Ok(0) => return Received::Gone,
+                Ok(0) if self.is_hung_up() => return Received::Gone,
+                // It has said all that it will, and waits for the answer.
+                Ok(0) => return Received::Partial,
                 Ok(_) => {}
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
@@ -129,6 +133,13 @@ impl Connection {
             }
         }
         Received::Gone
+    }
+
+    /// Whether the client has closed its end, and not only the half of it that it writes to.
+    fn is_hung_up(&self) -> bool {
+        let mut poll_fd = [PollFd::new(self.stream.as_fd(), PollFlags::empty())];
+        // Asks and does not wait. What cannot be asked is not there.
+        poll(&mut poll_fd, PollTimeout::ZERO).is_err() || poll_fd[0].any() != Some(false)
     }
 
     /// Its request became the command with this ticket.

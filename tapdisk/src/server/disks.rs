@@ -11,6 +11,7 @@ use tapdisk_control::minor::{self, MarkerLock};
 use super::shared::DiskShared;
 use super::{Mailbox, ServerConfig};
 use crate::disk::Disk;
+use crate::disk::life::Life;
 use crate::disk::thread::{self, Command, DiskConfig, DiskThread, Envelope, Respond, Wiring};
 use crate::error::DiskError;
 use crate::memory::Memory;
@@ -24,10 +25,12 @@ pub(super) struct DiskHandle {
     pub(super) shared: Arc<DiskShared>,
     commands: Sender<Envelope>,
     waker: Arc<Waker>,
-    /// Nobody else serves this minor while it is held.
-    _marker: MarkerLock,
-    /// Its thread hangs in its storage and is not waited for any more.
-    abandoned: bool,
+    /// Nobody else serves this minor while it is held. The thread has it too: where it is left
+    /// behind, its last write may still be on its way, and the minor stays taken until it ends.
+    _marker: Arc<MarkerLock>,
+    /// Its thread hangs in its storage and is not waited for any more, until it answers the forced
+    /// close of this ticket.
+    abandoned: Option<u64>,
 }
 
 /// A command that is under way.
@@ -76,6 +79,9 @@ impl Disks {
         command: Command,
     ) -> Result<(), DiskError> {
         let disk = self.find(minor)?;
+        if disk.is_abandoned() {
+            return Err(hangs());
+        }
         disk.post(ticket, command);
         self.pending.push(Pending { ticket, minor });
         Ok(())
@@ -106,36 +112,39 @@ impl Disks {
         self.disks.iter().for_each(|disk| disk.post(0, Command::Dump));
     }
 
-    /// Its thread hangs: it is treated as closed, and left behind at detach.
-    pub(super) fn abandon(&mut self, minor: u16) {
+    /// Its thread has not obeyed the forced close of this ticket, because it hangs: the disk is
+    /// treated as closed, and left behind at detach.
+    pub(super) fn abandon(&mut self, minor: u16, ticket: u64) {
         let disk = self.disks.iter_mut().find(|disk| disk.shared.minor == minor);
         if let Some(disk) = disk {
-            disk.abandoned = true;
+            disk.abandoned = Some(ticket);
+            disk.shared.set_life(Life::Dead);
         }
     }
 
-    /// The thread of the command with this ticket has answered: it does not hang, or no more.
+    /// A command is answered. When it is the forced close that a disk was given up for, its thread
+    /// hangs no more and has closed it.
     pub(super) fn heard(&mut self, ticket: u64) {
-        let pending = self.pending.iter().find(|pending| pending.ticket == ticket);
-        let minor = pending.map(|pending| pending.minor);
-        let disk = self.disks.iter_mut().find(|disk| Some(disk.shared.minor) == minor);
+        let disk = self.disks.iter_mut().find(|disk| disk.abandoned == Some(ticket));
         if let Some(disk) = disk {
-            disk.abandoned = false;
+            disk.abandoned = None;
         }
     }
 
-    /// Lets go of a disk. One that was left behind is told to end, should it ever listen again.
     /// Leaves all of them behind, with what is under way.
     pub(super) fn clear(&mut self) {
         self.disks.clear();
         self.pending.clear();
     }
 
+    /// Lets go of a disk. The thread of one that was left behind sees it when it listens again, and
+    /// ends.
     pub(super) fn remove(&mut self, minor: u16) {
         for disk in self.disks.extract_if(.., |disk| disk.shared.minor == minor) {
-            if disk.abandoned {
-                disk.post(0, Command::Detach);
-            }
+            let DiskHandle { commands, waker, .. } = disk;
+            drop(commands);
+            // One that has ended needs no waking.
+            let _ = waker.wake();
         }
     }
 
@@ -157,14 +166,16 @@ impl Disks {
         }
         let marker =
             minor::lock_marker(&config.paths, minor).map_err(|refused| super::refused(&refused))?;
-        let starter = Starter::new(minor, ticket, config, statistics, log, &self.mailbox)?;
+        let marker = Arc::new(marker);
+        let mut starter = Starter::new(minor, ticket, config, statistics, log, &self.mailbox)?;
         let (waker, shared) = (Arc::clone(&starter.waker), Arc::clone(&starter.shared));
+        starter.marker = Some(Arc::clone(&marker));
         let (commands, receiver) = channel();
         std::thread::Builder::new()
             .name(format!("disk-{minor}"))
             .spawn(move || starter.run(receiver))
             .map_err(|refused| DiskError::io(&refused, "Cannot start the thread of the disk"))?;
-        self.disks.push(DiskHandle { shared, commands, waker, _marker: marker, abandoned: false });
+        self.disks.push(DiskHandle { shared, commands, waker, _marker: marker, abandoned: None });
         self.pending.push(Pending { ticket, minor });
         Ok(())
     }
@@ -172,7 +183,7 @@ impl Disks {
 
 impl DiskHandle {
     pub(super) fn is_abandoned(&self) -> bool {
-        self.abandoned
+        self.abandoned.is_some()
     }
 
     fn post(&self, ticket: u64, command: Command) {
@@ -191,6 +202,7 @@ struct Starter {
     config: DiskConfig,
     shared: Arc<DiskShared>,
     page: Option<StatsPage>,
+    marker: Option<Arc<MarkerLock>>,
     mailbox: Mailbox,
     ticket: u64,
     log: slog::Logger,
@@ -239,6 +251,7 @@ impl Starter {
             },
             shared: Arc::new(shared),
             page,
+            marker: None,
             mailbox: mailbox.clone(),
             ticket,
             log: log.new(slog::o!("minor" => minor)),
@@ -259,14 +272,26 @@ impl Starter {
             Ok(thread) => {
                 self.mailbox.post(self.ticket, Ok(()));
                 let (ticket, rest) = thread.run();
+                // Nothing is on its way to the storage any more. Before the answer: who detaches
+                // may free the minor next.
+                drop(self.marker);
                 if let Some(ticket) = ticket {
                     self.mailbox.post(ticket, Ok(()));
                 }
                 drop(rest);
             }
-            Err(error) => self.mailbox.post(self.ticket, Err(error)),
+            Err(error) => {
+                drop(self.marker);
+                self.mailbox.post(self.ticket, Err(error));
+            }
         }
     }
+}
+
+/// What is said of a disk that was given up.
+pub(super) fn hangs() -> DiskError {
+    let what = "The disk was closed by force while its storage hangs; it can only be detached";
+    DiskError::new(Errno::ESHUTDOWN, what)
 }
 
 /// The ring device of a minor, when the driver has one: a character device of that name.

@@ -294,7 +294,11 @@ impl Server {
         };
         match connection.receive() {
             Received::Partial => {}
-            Received::Request(request) => self.obey(index, *request),
+            Received::Request(request) => {
+                self.obey(index, *request);
+                // A client that went with its last byte will not be announced again.
+                self.watch(index);
+            }
             Received::Refused(error) => {
                 let response = Response::Error {
                     errno: error.errno() as i32,
@@ -302,14 +306,25 @@ impl Server {
                 };
                 self.answer(index, &[response], &[]);
             }
-            Received::Gone => {
-                if let Some(ticket) = connection.ticket() {
-                    self.disks.cancel(ticket);
-                }
-                return self.drop_connection(index);
-            }
+            Received::Gone => return self.gone(index),
         }
         self.send(index);
+    }
+
+    /// Looks whether the client of a command that has just begun is still there.
+    fn watch(&mut self, index: usize) {
+        let waiting = self.connections[index].as_mut().filter(|waiting| waiting.ticket().is_some());
+        if waiting.is_some_and(|waiting| matches!(waiting.receive(), Received::Gone)) {
+            self.gone(index);
+        }
+    }
+
+    /// A client is gone: nobody waits for its command.
+    fn gone(&mut self, index: usize) {
+        if let Some(ticket) = self.connections[index].as_ref().and_then(Connection::ticket) {
+            self.disks.cancel(ticket);
+        }
+        self.drop_connection(index);
     }
 
     fn send(&mut self, index: usize) {
@@ -341,7 +356,6 @@ impl Server {
 
     fn collect_replies(&mut self) {
         while let Ok(Reply { ticket, result }) = self.replies.try_recv() {
-            self.forced.retain(|(forced, ..)| *forced != ticket);
             self.disks.heard(ticket);
             self.finish(ticket, result);
         }
@@ -366,8 +380,14 @@ impl Server {
         while let Some(position) = self.forced.iter().position(|(_, _, until)| *until <= now) {
             let (ticket, minor, _) = self.forced.swap_remove(position);
             slog::error!(self.log, "The disk hangs in its storage; given up"; "minor" => minor);
-            self.disks.abandon(minor);
+            self.disks.abandon(minor, ticket);
             self.finish(ticket, Ok(()));
+            // Who waits for something else on it would wait for the same storage.
+            while let Some(waiting) = self.disks.pending_of(minor) {
+                let is_forced = self.forced.iter().any(|(forced, ..)| *forced == waiting);
+                let result = if is_forced { Ok(()) } else { Err(disks::hangs()) };
+                self.finish(waiting, result);
+            }
         }
     }
 
