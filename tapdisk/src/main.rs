@@ -16,15 +16,19 @@ use tapdisk::process::{self, Launch, SignalMask, Signals};
 use tapdisk::queue::EngineKind;
 use tapdisk::server::{Server, ServerConfig};
 use tapdisk_control::Paths;
+use vhd_files::lock::{Policy, VARIABLE};
 
 const USAGE: &str = "\
-usage: tapdisk [-D] [--queue ENGINE] [--log SINK] [--layer LAYER]...
+usage: tapdisk [-D] [--queue ENGINE] [--lock POLICY] [--log SINK] [--layer LAYER]...
 
 Serves virtual disks. tap-ctl starts it and tells it what to serve; by hand it is of use only to look
 at it work (-D) or to test what is above it (--layer).
 
   -D              stay in the foreground
   --queue ENGINE  aio (default: works on every kernel), io_uring, or sync
+  --lock POLICY   who else may write an image that is open for writing here: auto (default: nobody,
+                  on storage of this host; network file systems are not locked), always (nobody, or
+                  it is not opened), never (everybody; the storage manager sees to it)
   --log SINK      auto (default), journald, syslog, stderr, file, or file:PATH
   --layer LAYER   above every image, the first on top:
                     fault:percent=5,errno=EIO,op=write,after=100,count=3,seed=1
@@ -34,12 +38,13 @@ at it work (-D) or to test what is above it (--layer).
   -V, --version   the version
 
 The environment: TAPDISK_RUN_DIR (default /run/blktap-control), TAPDISK_DEV_DIR (/dev/xen/blktap-2),
-TAPDISK_SHM_DIR (/dev/shm).
+TAPDISK_SHM_DIR (/dev/shm), TAPDISK_LOCK (what --lock says where it is not given).
 ";
 
 struct Options {
     foreground: bool,
     engine: EngineKind,
+    lock: Option<Policy>,
     log: Target,
     layers: Vec<LayerSpec>,
 }
@@ -79,6 +84,7 @@ fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Parsed, lexopt::Er
     let mut options = Options {
         foreground: false,
         engine: EngineKind::Aio,
+        lock: None,
         log: Target::default(),
         layers: Vec::new(),
     };
@@ -87,6 +93,7 @@ fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Parsed, lexopt::Er
         match argument {
             Arg::Short('D') => options.foreground = true,
             Arg::Long("queue") => options.engine = parser.value()?.parse()?,
+            Arg::Long("lock") => options.lock = Some(parser.value()?.parse()?),
             Arg::Long("log") => options.log = parser.value()?.parse()?,
             Arg::Long("layer") => options.layers.push(parser.value()?.parse()?),
             Arg::Short('h') | Arg::Long("help") => return Ok(Parsed::Print(USAGE.to_owned())),
@@ -95,6 +102,10 @@ fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Parsed, lexopt::Er
             }
             other => return Err(other.unexpected()),
         }
+    }
+    if options.lock.is_none() {
+        options.lock = Policy::from_environment()
+            .map_err(|error| lexopt::Error::from(format!("{VARIABLE}: {error}")))?;
     }
     Ok(Parsed::Run(options))
 }
@@ -124,8 +135,12 @@ fn run(options: Options) -> Result<(), DiskError> {
 }
 
 fn serve(options: Options, mask: &SignalMask, log: &Log, launch: Launch) -> Result<(), DiskError> {
-    let config =
-        ServerConfig { paths: Paths::from_env(), engine: options.engine, layers: options.layers };
+    let config = ServerConfig {
+        paths: Paths::from_env(),
+        engine: options.engine,
+        layers: options.layers,
+        lock: options.lock.unwrap_or_default(),
+    };
     let server = Signals::open(mask)
         .map_err(|refused| DiskError::io(&refused, "Cannot receive signals"))
         .and_then(|signals| {

@@ -118,6 +118,9 @@ impl DiskThread {
     ) -> Result<(), DiskError> {
         let flags = request.flags;
         let image = request.spec.open(flags, self.disk.vbd.queue())?;
+        if let Some(warning) = image.warning() {
+            slog::warn!(self.wiring.log, "{warning}");
+        }
         let found = image.info();
         let info = DiskInfo {
             size: found.size,

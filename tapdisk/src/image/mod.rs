@@ -4,6 +4,7 @@
 //! chain turns its answers into I/O for the queue. Opening and closing may block: they run on the
 //! disk's own thread while it serves nobody.
 
+mod claim;
 mod null;
 mod ram;
 mod raw;
@@ -11,6 +12,7 @@ mod raw;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
+use vhd_files::lock::Policy;
 
 use crate::error::DiskError;
 use crate::queue::{FileId, Queue};
@@ -61,6 +63,11 @@ pub trait Image: Send {
     /// The file that must be made durable for a flush.
     fn file(&self) -> Option<FileId>;
 
+    /// What a person should know of how it was opened, although it was.
+    fn warning(&self) -> Option<&str> {
+        None
+    }
+
     /// Gives its files back. No I/O of it is under way.
     ///
     /// # Errors
@@ -75,6 +82,8 @@ pub struct OpenFlags {
     pub read_only: bool,
     /// Through the page cache, not with direct I/O.
     pub buffered: bool,
+    /// Whether nobody else may write it meanwhile; nothing to one that is read only.
+    pub lock: Policy,
 }
 
 type OpenFunction = fn(&Path, OpenFlags, &mut Queue) -> Result<Box<dyn Image>, DiskError>;

@@ -22,7 +22,7 @@ pub(super) fn open(
     _: OpenFlags,
     queue: &mut Queue,
 ) -> Result<Box<dyn Image>, DiskError> {
-    let flags = OpenFlags { read_only: true, buffered: true };
+    let flags = OpenFlags { read_only: true, buffered: true, ..OpenFlags::default() };
     let (mut source, _) = raw::open_file(path, flags)?;
     let size = raw::size_of(&source)?.size;
     if size > SIZE_MAX {
@@ -42,5 +42,5 @@ pub(super) fn open(
     }
     let info = ImageInfo { size, sector_size: 512 };
     // What is kept in memory is lost at close: there is nothing to make durable.
-    raw::Raw::register(Arc::new(memory), info, raw::AtClose::Forget, queue)
+    raw::Raw::register(Arc::new(memory), info, raw::AtClose::Forget, None, queue)
 }

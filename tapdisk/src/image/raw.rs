@@ -5,6 +5,9 @@
 //! asks for the page cache. A block device with 4096-byte sectors gives the disk such sectors; a
 //! file never does, whatever it lies on, because a guest's partition table would not survive the
 //! move.
+//!
+//! An image that is written is locked ([`vhd_files::lock`]) for as long as it is open: not while
+//! the disk is paused, when others may snapshot, coalesce or move it.
 
 use std::fs::{File, FileType, OpenOptions};
 use std::io;
@@ -14,7 +17,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
+use super::claim::Claim;
 use super::{Image, ImageInfo, Mapping, OpenFlags};
 use crate::error::DiskError;
 use crate::queue::{FileId, Queue};
@@ -33,6 +38,7 @@ pub(super) struct Raw {
     handle: Arc<File>,
     info: ImageInfo,
     at_close: AtClose,
+    claim: Option<Claim>,
 }
 
 pub(super) fn open(
@@ -41,14 +47,14 @@ pub(super) fn open(
     queue: &mut Queue,
 ) -> Result<Box<dyn Image>, DiskError> {
     let (file, direct) = open_file(path, flags)?;
+    let claim = Claim::lay(&file, path, flags)?;
     let info = size_of(&file)?;
-    let file = if direct && !takes_direct_sectors(&file, info) {
-        open_with(path, flags, 0).map_err(|error| DiskError::io(&error, "Cannot open the image"))?
-    } else {
-        file
-    };
+    if direct && !takes_direct_sectors(&file, info) {
+        use_page_cache(&file)
+            .map_err(|errno| DiskError::new(errno, "Cannot leave direct I/O for the page cache"))?;
+    }
     let at_close = if flags.read_only { AtClose::Forget } else { AtClose::Sync };
-    Raw::register(Arc::new(file), info, at_close, queue)
+    Raw::register(Arc::new(file), info, at_close, Some(claim), queue)
 }
 
 /// The file, and whether it is open for direct I/O.
@@ -92,6 +98,12 @@ fn open_with(path: &Path, flags: OpenFlags, custom: i32) -> io::Result<File> {
         .write(!flags.read_only)
         .custom_flags(custom | libc::O_LARGEFILE)
         .open(path)
+}
+
+/// Ends direct I/O. The open file stays the same, and with it the lock.
+fn use_page_cache(file: &File) -> Result<(), Errno> {
+    let flags = OFlag::from_bits_retain(fcntl(file, FcntlArg::F_GETFL)?);
+    fcntl(file, FcntlArg::F_SETFL(flags - OFlag::O_DIRECT)).map(drop)
 }
 
 /// Size and sector size of a file or block device, in whole sectors: a tail is ignored.
@@ -149,12 +161,13 @@ impl Raw {
         handle: Arc<File>,
         info: ImageInfo,
         at_close: AtClose,
+        claim: Option<Claim>,
         queue: &mut Queue,
     ) -> Result<Box<dyn Image>, DiskError> {
         let file = queue.add_file(Arc::clone(&handle)).ok_or_else(|| {
             DiskError::new(Errno::EMFILE, "This disk has as many files open as its queue can hold")
         })?;
-        Ok(Box::new(Self { file, handle, info, at_close }))
+        Ok(Box::new(Self { file, handle, info, at_close, claim }))
     }
 }
 
@@ -171,12 +184,20 @@ impl Image for Raw {
         Some(self.file)
     }
 
+    fn warning(&self) -> Option<&str> {
+        self.claim.as_ref()?.warning()
+    }
+
     fn close(self: Box<Self>, queue: &mut Queue) -> Result<(), DiskError> {
         queue.remove_file(self.file);
-        if self.at_close == AtClose::Forget {
-            return Ok(());
+        let synced = match self.at_close {
+            AtClose::Forget => Ok(()),
+            AtClose::Sync => nix::unistd::fdatasync(self.handle.as_fd())
+                .map_err(|errno| DiskError::new(errno, "Cannot make the image durable at close")),
+        };
+        if let Some(claim) = &self.claim {
+            claim.release(&self.handle);
         }
-        nix::unistd::fdatasync(self.handle.as_fd())
-            .map_err(|errno| DiskError::new(errno, "Cannot make the image durable at close"))
+        synced
     }
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 use tapdisk_control::message::{Flags, ImageInfo, ListEntry, Params, Request, Response};
+use vhd_files::lock::Policy;
 
 use super::{FORCE_PATIENCE, Server};
 use crate::disk::thread::{Command, OpenRequest};
@@ -53,7 +54,7 @@ impl Server {
             Request::DiskInfo { minor } => self.disk_info(index, minor),
             Request::Attach { minor } => self.attach(index, minor),
             Request::Detach { minor } => self.detach(index, minor),
-            Request::Open { minor, params } => open_request(params)
+            Request::Open { minor, params } => open_request(params, self.config.lock)
                 .and_then(|open| self.command(index, minor, Kind::Open, Command::Open(open))),
             Request::Resume { minor, params } => resume_command(params)
                 .and_then(|command| self.command(index, minor, Kind::Resume, command)),
@@ -321,7 +322,7 @@ fn check_flags(params: &Params) -> Result<(), DiskError> {
     })
 }
 
-fn open_request(params: Params) -> Result<OpenRequest, DiskError> {
+fn open_request(params: Params, lock: Policy) -> Result<OpenRequest, DiskError> {
     let spec = ImageSpec::parse(&params.path)?;
     check_flags(&params)?;
     let retry_timeout = match params.request_timeout_s {
@@ -331,6 +332,7 @@ fn open_request(params: Params) -> Result<OpenRequest, DiskError> {
     let flags = OpenFlags {
         read_only: params.flags.contains(Flags::READ_ONLY),
         buffered: params.flags.contains(Flags::NO_O_DIRECT),
+        lock: if params.flags.contains(Flags::SHARED) { Policy::Never } else { lock },
     };
     Ok(OpenRequest { spec, name: params.path, flags, retry_timeout })
 }

@@ -58,6 +58,8 @@ pub struct ServerConfig {
     pub engine: EngineKind,
     /// Layers above every image.
     pub layers: Vec<LayerSpec>,
+    /// Which images are locked while they are open for writing.
+    pub lock: vhd_files::lock::Policy,
 }
 
 /// The control thread.

@@ -42,7 +42,7 @@ impl Rig {
     fn open(&mut self, layers: &[&str], read_only: bool) {
         let text = format!("aio:{}", self.path.display());
         let spec = ImageSpec::parse(OsStr::new(&text)).unwrap();
-        let flags = OpenFlags { read_only, buffered: true };
+        let flags = OpenFlags { read_only, buffered: true, ..OpenFlags::default() };
         let image = spec.open(flags, self.vbd.queue()).unwrap();
         let info = DiskInfo { size: SIZE, sector_size: 512, read_only };
         let layers = layers

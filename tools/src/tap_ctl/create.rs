@@ -14,7 +14,7 @@ use crate::session::Session;
 pub(crate) const COMMAND: Command = Command {
     name: "create",
     short: "a:RDd:e:r2:st:C:h",
-    long: &[],
+    long: &["--shared"],
     usage: "usage: create <-a type:/path/to/file> [-d device name] [-R readonly] [-e <minor> stack on \
             existing tapdisk for the parent chain] [-r turn on read caching into leaf node] [-2 \
             <path> use secondary image (in mirror mode if no -s)] [-s fail over to the secondary \

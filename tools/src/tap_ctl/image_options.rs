@@ -18,6 +18,8 @@ macro_rules! image_help {
   -s            with -2: use the second image only once the first is out of space
   -t seconds    for how long a failing request is tried again, 0 to 65535; default 120
   -C file       log the blocks that are written (changed block tracking)
+  --shared      others may write the image too: open it although it is open for writing elsewhere,
+                and do not keep them from it
 "
     };
 }
@@ -35,6 +37,9 @@ pub(crate) fn params(options: &Options, path: &OsStr) -> Result<Params, Failure>
         if options.has(option) {
             params.flags = params.flags | flag;
         }
+    }
+    if options.has_long("--shared") {
+        params.flags = params.flags | Flags::SHARED;
     }
     if let Some(parent) = options.unsigned::<u16>(b'e')? {
         params.flags = params.flags | Flags::REUSE_PARENT;

@@ -137,6 +137,8 @@ Environment:
   TAPDISK_RUN_DIR   sockets and markers; /run/blktap-control
   TAPDISK_DEV_DIR   nodes of the kernel driver; /dev/xen/blktap-2
   TAPDISK_SHM_DIR   statistics; /dev/shm
+  TAPDISK_LOCK      for 'spawn' and 'create': which images a tapdisk locks while it may write them;
+                    auto (default: those of this host), always, never
   TAP_CTL_ERRORS    'long': explain errors also when standard error is no terminal;
                     'short': say only what the C library says
 ";

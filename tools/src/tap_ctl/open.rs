@@ -13,7 +13,7 @@ use crate::session::Session;
 pub(crate) const COMMAND: Command = Command {
     name: "open",
     short: "a:RDm:p:e:r2:st:C:Eh",
-    long: &[],
+    long: &["--shared"],
     usage: "usage: open <-p pid> <-m minor> <-a type:/path/to/file> [-R readonly] [-e <minor> stack on \
             existing tapdisk for the parent chain] [-r turn on read caching into leaf node] [-2 \
             <path> use secondary image (in mirror mode if no -s)] [-s fail over to the secondary \

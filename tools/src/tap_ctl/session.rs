@@ -1,8 +1,9 @@
 //! The surroundings of a command: paths, its output, and how its failure is told.
 //!
 //! Programs call tap-ctl and compare what it says on standard error with the words of the C
-//! library. So when that is not a terminal exactly those are said; to a person (or with
-//! `TAP_CTL_ERRORS=long`) one line tells what was attempted, on what, and what to do next.
+//! library. So when that is not a terminal exactly those are said, but for an error that blktap
+//! does not have; to a person (or with `TAP_CTL_ERRORS=long`) one line tells what was attempted, on
+//! what, and what to do next.
 
 use std::env;
 use std::io::{self, IsTerminal, Write};
@@ -84,7 +85,7 @@ impl Session {
 
     /// Says the error; `errno` is the one that callers of the program see.
     fn tell(&self, command: &Command, error: &ControlError, errno: i32) -> u8 {
-        if self.long_errors {
+        if self.long_errors || is_locked(command.name, error) {
             let next = next_step(command.name, error);
             self.complain(&format!("tap-ctl {}: {error}; {next}\n", command.name));
         } else {
@@ -94,6 +95,14 @@ impl Session {
     }
 }
 
+/// An image that somebody else writes. blktap has no such error, so nobody compares its text, and
+/// who reads it in the log of a storage manager needs to know who that is.
+fn is_locked(command: &str, error: &ControlError) -> bool {
+    matches!(command, "open" | "create" | "unpause")
+        && error.kind() == ErrorKind::Refused
+        && error.errno() == Errno::EAGAIN as i32
+}
+
 /// What a person can do about it.
 fn next_step(command: &str, error: &ControlError) -> String {
     let errno = Errno::from_raw(error.errno());
@@ -101,10 +110,9 @@ fn next_step(command: &str, error: &ControlError) -> String {
         (ErrorKind::Spawn, Errno::ENOENT) => "the variable TAPDISK may name the daemon's program",
         (ErrorKind::Spawn, _) => "see the system's log for what tapdisk says",
         (ErrorKind::Invalid, _) => return format!("see 'tap-ctl {command} --help'"),
-        (
-            ErrorKind::Connect | ErrorKind::Minor | ErrorKind::System,
-            Errno::EACCES | Errno::EPERM,
-        ) => "are you root?",
+        (ErrorKind::Connect | ErrorKind::Minor | ErrorKind::System, Errno::EACCES) => {
+            "are you root?"
+        }
         (ErrorKind::Connect, Errno::ENOENT) => {
             "no such tapdisk runs; 'tap-ctl list' shows those that do"
         }
@@ -118,6 +126,9 @@ fn next_step(command: &str, error: &ControlError) -> String {
         (ErrorKind::Protocol, _) => "tap-ctl and tapdisk may be of different versions",
         (ErrorKind::Refused, Errno::ENODEV) => {
             "it has no such minor; 'tap-ctl list -p PID' shows those it has"
+        }
+        (ErrorKind::Refused, Errno::EAGAIN) if is_locked(command, error) => {
+            "close it there first, or see --shared in 'tap-ctl open --help'"
         }
         (ErrorKind::Refused, Errno::EALREADY) => "close the image that is open first",
         (ErrorKind::Refused, Errno::EBUSY) => "it is in use: close the image or its device first",

@@ -1,7 +1,7 @@
 //! One writer for each image: a lock on the file or device that is opened for writing.
 //!
 //! Two programs that write one image destroy it, and say nothing while they do. So who opens an
-//! image for writing takes an exclusive lock on all of it: an open file description lock (fcntl(2),
+//! image for writing takes an exclusive lock on it: an open file description lock (fcntl(2),
 //! F_OFD_SETLK). It belongs to the open file, not to the process:
 //!
 //! * a second writer in the same process is refused too;
@@ -14,8 +14,14 @@
 //! into its parent while daemons read that parent. A parent's lock would forbid what is right.
 //!
 //! What a lock on a device covers is its node: two nodes made by hand for one device are two locks.
-//! Locks of other programs count: QEMU locks some bytes of an image that it uses, and refuses one
-//! that is locked here, also for reading (`qemu-img -U` reads it all the same).
+//!
+//! Locks of other programs count. QEMU says with shared locks on single bytes what it does with an
+//! image (from byte 100) and what it does not bear from others (from byte 200); the first of each
+//! is reading. All bytes behind those two are locked here, so that
+//!
+//! * QEMU writes no image that is open for writing here, nor the other way round;
+//! * neither reads one that the other writes, as long as it does not say that it bears it
+//!   (`qemu-img -U`).
 //!
 //! [`Policy`] says where locks are taken.
 
@@ -54,13 +60,14 @@ pub enum Policy {
 }
 
 impl Policy {
-    /// The policy that [`VARIABLE`] asks for; `None` when it is not set.
+    /// The policy that [`VARIABLE`] asks for; `None` when it is not set, or empty.
     ///
     /// # Errors
     /// The text of the variable when it is no policy.
     pub fn from_environment() -> Result<Option<Self>, UnknownPolicy> {
         match std::env::var_os(VARIABLE) {
             None => Ok(None),
+            Some(text) if text.is_empty() => Ok(None),
             Some(text) => text.to_string_lossy().parse().map(Some),
         }
     }
@@ -140,9 +147,9 @@ impl LockError {
     #[must_use]
     pub fn reason(&self) -> String {
         match &self.kind {
-            Kind::Held(Some(holder)) => format!("The image is open for writing in {holder}"),
-            Kind::Held(None) => "The image is open for writing in a process that cannot be seen \
-                                 from here, or on another host"
+            Kind::Held(Some(holder)) => format!("The image is in use: {holder} has locked it"),
+            Kind::Held(None) => "The image is in use: a process that cannot be seen from here, or \
+                                 one on another host, has locked it"
                 .to_owned(),
             Kind::Failed(_) => "Cannot lock the image for writing".to_owned(),
         }
@@ -199,16 +206,36 @@ fn settle(
     }
 }
 
+/// Ends a lock before the file is closed. A completion that was just reaped may hold the open file
+/// for a moment longer than its last descriptor: who hands an image over calls this first.
+///
+/// Not for a file with I/O under way: then the lock has to end with that, and does.
+pub fn unlock(file: &File) {
+    // One that cannot be given back ends with the file.
+    let _ = set(file, libc::F_UNLCK, 0, 0);
+}
+
+/// What is locked: the start and the length in bytes, 0 for all that follows. The bytes need not be
+/// there; they are what QEMU has for everything but reading.
+const RANGES: [(i64, i64); 2] = [(101, 99), (201, 0)];
+
+/// All ranges or none. Who has the first one wins: all take it first.
 fn set_exclusive(file: &File) -> Result<(), Errno> {
-    let whole = libc::flock {
-        l_type: i16::try_from(libc::F_WRLCK).expect("F_WRLCK is 1"),
+    let [(first, first_len), (second, second_len)] = RANGES;
+    set(file, libc::F_WRLCK, first, first_len)?;
+    set(file, libc::F_WRLCK, second, second_len).inspect_err(|_| unlock(file))
+}
+
+fn set(file: &File, kind: libc::c_int, start: i64, len: i64) -> Result<(), Errno> {
+    let range = libc::flock {
+        l_type: i16::try_from(kind).expect("lock types are 0 to 2"),
         l_whence: i16::try_from(libc::SEEK_SET).expect("SEEK_SET is 0"),
-        l_start: 0,
-        l_len: 0,
+        l_start: start,
+        l_len: len,
         l_pid: 0,
     };
     loop {
-        match fcntl(file, FcntlArg::F_OFD_SETLK(&whole)) {
+        match fcntl(file, FcntlArg::F_OFD_SETLK(&range)) {
             Ok(_) => return Ok(()),
             Err(Errno::EINTR) => {}
             Err(errno) => return Err(errno),

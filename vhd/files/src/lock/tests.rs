@@ -57,6 +57,15 @@ fn the_lock_ends_with_the_last_descriptor() {
 }
 
 #[test]
+fn an_unlocked_file_may_stay_open() {
+    let image = Image::new("unlock");
+    let (first, second) = (image.writer(), image.writer());
+    lock_for_writing(&first, &image.path, Policy::Auto).unwrap();
+    unlock(&first);
+    assert_eq!(lock_for_writing(&second, &image.path, Policy::Auto), Ok(Outcome::Locked));
+}
+
+#[test]
 fn to_lock_again_changes_nothing() {
     let image = Image::new("again");
     let writer = image.writer();
@@ -120,6 +129,17 @@ fn a_policy_is_one_of_three_words() {
         let error = other.parse::<Policy>().unwrap_err();
         assert!(error.to_string().contains("auto, always or never"), "{error}");
     }
+}
+
+#[test]
+fn a_half_taken_lock_is_given_back() {
+    let image = Image::new("half");
+    let (other, writer, third) = (image.writer(), image.writer(), image.writer());
+    let (start, len) = RANGES[1];
+    set(&other, libc::F_RDLCK, start, len).unwrap();
+    assert!(lock_for_writing(&writer, &image.path, Policy::Auto).is_err());
+    unlock(&other);
+    assert_eq!(lock_for_writing(&third, &image.path, Policy::Auto), Ok(Outcome::Locked));
 }
 
 #[test]
