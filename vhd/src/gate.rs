@@ -24,6 +24,7 @@ pub const DEPTH_MAX: u32 = 64;
 #[derive(Clone, Debug)]
 pub struct Gate {
     directories: Directories,
+    is_vhd_free: bool,
     depth_max: u32,
 }
 
@@ -61,13 +62,13 @@ impl Gate {
     /// There is no `child`.
     pub fn of_child(host: &impl Host, child: &Path) -> Result<Self> {
         let own = neighbourhood(&paths::canonical(host, child)?).into_iter().collect();
-        Ok(Self { directories: Directories::Listed(own), depth_max: DEPTH_MAX })
+        Ok(Self { directories: Directories::Listed(own), is_vhd_free: false, depth_max: DEPTH_MAX })
     }
 
     /// Everywhere: for a person who works on images that are trusted.
     #[must_use]
     pub fn everywhere() -> Self {
-        Self { directories: Directories::All, depth_max: DEPTH_MAX }
+        Self { directories: Directories::All, is_vhd_free: true, depth_max: DEPTH_MAX }
     }
 
     /// And one more directory with all below it.
@@ -79,6 +80,13 @@ impl Gate {
             list.push(Allowed::Tree(host.real_path(directory)?));
         }
         Ok(self)
+    }
+
+    /// And VHDs anywhere, which have to carry the UUID that the child names; raw images, which are
+    /// told from other files by nothing, still in these directories only.
+    #[must_use]
+    pub fn with_vhd_anywhere(self) -> Self {
+        Self { is_vhd_free: true, ..self }
     }
 
     /// With another limit to the number of images.
@@ -93,11 +101,12 @@ impl Gate {
         self.depth_max
     }
 
-    /// May the image of this canonical path be opened as a parent?
+    /// May the image of this canonical path be opened as a parent, a raw one or not?
     #[must_use]
-    pub fn permits(&self, path: &Path) -> bool {
+    pub fn permits(&self, path: &Path, is_raw: bool) -> bool {
         match &self.directories {
             Directories::All => true,
+            Directories::Listed(_) if self.is_vhd_free && !is_raw => true,
             Directories::Listed(list) => list.iter().any(|allowed| allowed.permits(path)),
         }
     }
@@ -126,7 +135,7 @@ impl Gate {
                     continue;
                 }
             };
-            match self.resolve(host, child, &name) {
+            match self.resolve(host, child, &name, image.has_raw_parent()) {
                 Ok(path) => return Ok(path),
                 Err(found) => keep_most_telling(&mut error, found),
             }
@@ -134,13 +143,19 @@ impl Gate {
         Err(error.unwrap_or_else(|| ErrorKind::NoLocator.into()))
     }
 
-    /// The canonical path that a name in `child` stands for.
+    /// The canonical path that a name in `child` stands for, of a raw image or a VHD.
     ///
     /// # Errors
     /// It leads to no file that can be read, or to one that may not be opened.
-    pub fn resolve(&self, host: &impl Host, child: &Path, name: &str) -> Result<PathBuf> {
+    pub fn resolve(
+        &self,
+        host: &impl Host,
+        child: &Path,
+        name: &str,
+        is_raw: bool,
+    ) -> Result<PathBuf> {
         let path = locate(host, child, name)?;
-        if !self.permits(&path) {
+        if !self.permits(&path, is_raw) {
             return Err(ErrorKind::ParentForbidden { path: path.display().to_string() }.into());
         }
         Ok(path)

@@ -3,5 +3,8 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "what cannot be set up is a failed test"))]
 
+pub mod buffer;
 pub mod encryption;
+pub mod file;
+pub mod host;
 pub mod lock;

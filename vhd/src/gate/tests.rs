@@ -33,7 +33,7 @@ fn host() -> MemoryHost {
 fn resolve(child: &str, name: &str) -> Result<PathBuf> {
     let host = host();
     let gate = Gate::of_child(&host, Path::new(child)).unwrap();
-    gate.resolve(&host, Path::new(child), name)
+    gate.resolve(&host, Path::new(child), name, true)
 }
 
 fn is_forbidden(child: &str, name: &str) -> bool {
@@ -70,9 +70,19 @@ fn opens_what_the_operator_lists() {
     let host = host();
     let child = Path::new("/vhds/child.vhd");
     let gate = Gate::of_child(&host, child).unwrap().and(&host, Path::new("/etc/shadow")).unwrap();
-    assert!(gate.resolve(&host, child, "../etc/shadow").is_ok());
-    assert!(gate.resolve(&host, child, "../vhdsx/parent.vhd").is_err());
-    assert!(Gate::everywhere().resolve(&host, child, "../vhdsx/parent.vhd").is_ok());
+    assert!(gate.resolve(&host, child, "../etc/shadow", true).is_ok());
+    assert!(gate.resolve(&host, child, "../vhdsx/parent.vhd", true).is_err());
+    assert!(Gate::everywhere().resolve(&host, child, "../vhdsx/parent.vhd", true).is_ok());
+}
+
+#[test]
+fn opens_vhds_anywhere_when_told_so_but_raw_images_not() {
+    let host = host();
+    let child = Path::new("/vhds/child.vhd");
+    let gate = Gate::of_child(&host, child).unwrap().with_vhd_anywhere();
+    assert!(gate.resolve(&host, child, "../vhdsx/parent.vhd", false).is_ok());
+    assert!(gate.resolve(&host, child, "../vhdsx/parent.vhd", true).is_err());
+    assert!(gate.resolve(&host, child, "./parent.vhd", true).is_ok());
 }
 
 #[test]
