@@ -35,7 +35,7 @@ enum Run {
 }
 
 /// Packages with tests of their own that are no part of their library.
-const FOLDERS: [(&str, &str); 6] = [
+const FOLDERS: [(&str, &str); 7] = [
     ("blktap-ioctl", "blktap-ioctl/tests"),
     ("vhd", "vhd/tests"),
     ("tapdisk", "tapdisk/tests"),
