@@ -9,6 +9,7 @@ use crate::bits;
 use crate::error::{Error, ErrorKind, Part, Result};
 use crate::footer::{FOOTER_SIZE, FOOTER_SIZE_SHORT, Footer};
 use crate::header::{BlockSize, HEADER_SIZE, Header};
+use crate::image::{FooterPlace, Image, LoadOptions};
 use crate::layout::{Layout, Placement};
 use crate::read_at::ReadAt;
 use crate::units::{BlockIndex, Sector};
@@ -88,21 +89,18 @@ impl Disk {
     /// Opens an image.
     ///
     /// # Errors
-    /// No footer that can be read, one that is poisoned, and what parsing the other parts gives.
+    /// What [`Image::load`] gives; parts that make no sense for writing into it.
     pub(super) fn open(files: &dyn Files, file: File) -> Result<Self> {
         let bytes = files.open(file)?;
-        let length = bytes.length()?;
-        let Footers { end, copy } = read_footers(bytes)?;
-        let footer_offset = end.map(|(offset, _)| offset);
-        let Some(footer) = end.map(|(_, footer)| footer).or(copy) else {
-            return Err(no_footer(bytes, length));
+        let image = Image::load(bytes, LoadOptions::default())?;
+        let (length, footer) = (image.file_size(), *image.footer());
+        let footer_offset = match image.footer_place() {
+            FooterPlace::End => length.checked_sub(FOOTER_BYTES),
+            FooterPlace::EndShort => length.checked_sub(FOOTER_SIZE_SHORT as u64),
+            FooterPlace::Start => None,
         };
-        if footer.is_poisoned {
-            return Err(ErrorKind::Poisoned.into());
-        }
-        footer.refuse_other_bit_order()?;
-        let is_fixed = footer.disk_type == crate::footer::DiskType::Fixed;
-        let sparse = if is_fixed { None } else { Some(Sparse::open(bytes, &footer)?) };
+        let header = image.header();
+        let sparse = header.map(|header| Sparse::open(bytes, &footer, header)).transpose()?;
         let is_device = files.is_device(file);
         Ok(Self { file, is_device, length, footer, footer_offset, sparse })
     }
@@ -170,24 +168,9 @@ impl Field {
     }
 }
 
-/// The error of a file without a footer: what the bytes at its end are instead.
-fn no_footer(file: &dyn ReadAt, length: u64) -> Error {
-    let Some(offset) = length.checked_sub(FOOTER_BYTES) else {
-        let kind = ErrorKind::Truncated { part: Part::Footer, found: length, wanted: FOOTER_BYTES };
-        return Error::at(0, kind);
-    };
-    let mut bytes = [0; FOOTER_SIZE];
-    let read = file.read_at(offset, &mut bytes).and_then(|()| Footer::parse(&bytes).map(|_| ()));
-    let unreadable = Error::from(ErrorKind::Cookie { part: Part::Footer, found: [0; 8] });
-    read.err().unwrap_or(unreadable).or_at(offset)
-}
-
 impl Sparse {
-    fn open(file: &dyn ReadAt, footer: &Footer) -> Result<Self> {
-        let mut bytes = [0; HEADER_SIZE];
-        let at = footer.data_offset;
-        file.read_at(at, &mut bytes).map_err(|error| error.or_at(at))?;
-        let header = Header::parse(&bytes).map_err(|error| error.or_at(at))?;
+    fn open(file: &dyn ReadAt, footer: &Footer, header: &Header) -> Result<Self> {
+        let (at, header) = (footer.data_offset, *header);
         let blocks = header.hold(footer.block_count(header.block_size))?;
         let table = u64::from(header.table_entries.min(bat::ENTRIES_MAX)) << 2;
         let bat = Bat::parse(&read(file, header.table_offset, table)?, header.table_entries)?;
@@ -211,6 +194,21 @@ impl Sparse {
     /// Behind everything that is there.
     pub(super) fn placement(&self) -> Placement {
         Placement::of(&self.layout, self.allocated().map(|(_, place)| place))
+    }
+
+    /// Where a block of the disk is.
+    pub(super) fn block(&self, block: u32) -> Option<Sector> {
+        self.bat.get(BlockIndex(block)).filter(|_| block < self.blocks)
+    }
+
+    /// Where the data of a block is, in bytes, when its bitmap is at `place`.
+    pub(super) fn data_offset(&self, place: Sector) -> u64 {
+        place.offset().saturating_add(u64::from(self.block_size().bitmap_sectors()) << 9)
+    }
+
+    /// A block's bitmap: whole sectors.
+    pub(super) fn read_bitmap(&self, file: &dyn ReadAt, place: Sector) -> Result<Vec<u8>> {
+        read(file, place.offset(), u64::from(self.block_size().bitmap_sectors()) << 9)
     }
 
     /// One sector of the table, from entry `number` times 128.
@@ -295,6 +293,19 @@ impl Batmap {
         }
         self.map.resize(usize::try_from(bytes).expect("a map of bits fits"), 0);
         self.is_valid = true;
+    }
+
+    /// Sets bits, as far as the checksum covers them. Has that changed anything?
+    pub(super) fn set_all(&mut self, blocks: &[u32]) -> bool {
+        let mut is_changed = false;
+        for block in blocks.iter().copied() {
+            let is_covered = usize::try_from(block >> 3).is_ok_and(|at| at < self.map.len());
+            if is_covered && !bits::get(&self.map, block) {
+                bits::set(&mut self.map, block, true);
+                is_changed = true;
+            }
+        }
+        is_changed
     }
 
     /// Clears bits from `first` on. Has that changed anything?

@@ -57,7 +57,7 @@ impl Storage {
 
     /// Makes a plan and performs it on storage that fails once. Returns whether it did.
     ///
-    /// A step that fails with a write in it has written its first half.
+    /// A write that fails has written some of its sectors.
     ///
     /// # Errors
     /// The plan's, and with that the storage's.
@@ -89,7 +89,8 @@ impl Storage {
 
     fn perform_half(&mut self, step: &Step) {
         if let Step::Write { file, offset, bytes } = step {
-            let half = bytes.get(..bytes.len() >> 1).unwrap_or_default().to_vec();
+            let sectors = bytes.len() >> 10;
+            let half = bytes.get(..sectors << 9).unwrap_or_default().to_vec();
             self.perform(&Step::Write { file: *file, offset: *offset, bytes: half });
         }
     }

@@ -5,13 +5,18 @@
 //! Steps between two [`Step::Barrier`]s may reach the storage in any order, in part or not at all.
 //! What each operation relies on is written down in `docs/vhd-operations.md`.
 
+pub mod coalesce;
 pub mod crash;
 mod disk;
+pub mod fill;
 pub mod journal;
 pub mod memory;
+pub mod repair;
 pub mod resize;
 pub mod revert;
+pub mod set;
 mod steps;
+mod writer;
 
 use crate::error::{Error, Result};
 use crate::read_at::ReadAt;

@@ -51,6 +51,10 @@ impl Spec {
         Self { parent: Some(("./parent.vhd".to_owned(), PARENT_UUID)), ..self }
     }
 
+    pub(crate) fn to_be_parent(&self) -> Self {
+        Self { uuid: PARENT_UUID, tag: b'P', ..self.clone() }
+    }
+
     pub(crate) fn build(&self) -> Vec<u8> {
         let block_size = BlockSize::new(4096).expect("a power of two");
         let mut header = Header::new(1536, self.entries, block_size);
@@ -127,4 +131,14 @@ fn put(file: &mut Vec<u8>, offset: u64, bytes: &[u8]) {
     let start = usize::try_from(offset).expect("small");
     file.resize(file.len().max(start + bytes.len()), 0);
     file[start..start + bytes.len()].copy_from_slice(bytes);
+}
+
+/// What a guest could write into a sector: a footer of an image, with another size.
+pub(crate) fn crafted_footer(image: &[u8]) -> [u8; 512] {
+    Footer { current_size: BLOCK, ..footer_of(image) }.emit()
+}
+
+/// The copy of the footer at the start.
+pub(crate) fn footer_of(image: &[u8]) -> Footer {
+    Footer::parse(image[..512].try_into().expect("512 bytes")).expect("it is whole")
 }

@@ -2,6 +2,7 @@
 
 use vhd::plan::crash::{Effort, Recording, Tried};
 use vhd::plan::memory::{Fault, MakePlan, Storage};
+use vhd::plan::repair::{RepairOptions, repair};
 use vhd::plan::{File, Files, Plan, Step};
 
 use crate::view::{self, View};
@@ -23,10 +24,15 @@ pub(crate) fn boxed(law: impl Fn(&Storage) -> Result<(), String> + 'static) -> B
 
 /// Performs an operation from the start to the end.
 pub(crate) fn record(start: &Storage, make: &MakePlan<'_>) -> Recording {
-    let mut plan = make(start).expect("the operation can begin");
-    let recording = start.clone().run(plan.as_mut()).expect("nothing fails");
+    let recording = record_any(start, make);
     assert_eq!(recording.steps().last(), Some(&Step::Barrier), "the result is durable");
     recording
+}
+
+/// The same for one that may have nothing to do.
+pub(crate) fn record_any(start: &Storage, make: &MakePlan<'_>) -> Recording {
+    let mut plan = make(start).expect("the operation can begin");
+    start.clone().run(plan.as_mut()).expect("nothing fails")
 }
 
 /// The law holds wherever the power is cut; returns how much was tried.
@@ -88,4 +94,27 @@ pub(crate) fn run(
 /// The image's view, without a parent.
 pub(crate) fn image(storage: &Storage) -> Result<View, String> {
     view::view(storage.bytes(File::Image).ok_or("no image")?, None)
+}
+
+/// The same image is clean once it is repaired, and shows the same.
+pub(crate) fn repaired(bytes: &[u8]) -> Result<(), String> {
+    let mut storage = Storage::default().with(File::Image, bytes.to_vec());
+    let before = image(&storage)?;
+    let options = RepairOptions { by_copy: false, new_uuid: vhd::units::Uuid([1; 16]) };
+    run(&mut storage, |files| repair(files, options))
+        .map_err(|error| format!("repair: {error}"))?;
+    if image(&storage)? != before {
+        return Err("the repair changed what the disk holds".into());
+    }
+    view::check(storage.bytes(File::Image).expect("it was just repaired"))
+}
+
+/// Barriers that none of the laws misses, and how many there are.
+pub(crate) fn idle_barriers(all: &[(Recording, Boxed)]) -> (usize, Vec<usize>) {
+    let mut idle: Vec<usize> = (0..all[0].0.barriers() - 1).collect();
+    for (recording, law) in all {
+        let nobody = barriers_that_nobody_misses(recording, law);
+        idle.retain(|barrier| nobody.contains(barrier));
+    }
+    (all[0].0.barriers(), idle)
 }

@@ -3,7 +3,11 @@
 //! `cargo test -p vhd --test operations -- --nocapture` prints how many states were tried.
 #![allow(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
+mod coalesce;
+mod fill;
 mod image;
 mod law;
+mod repair;
 mod resize;
+mod set;
 mod view;

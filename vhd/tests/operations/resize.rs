@@ -1,13 +1,12 @@
 //! Resize and revert.
 
 use vhd::footer::Footer;
-use vhd::plan::crash::Recording;
 use vhd::plan::memory::Storage;
 use vhd::plan::resize::{resize, resize_in_table, shrink};
 use vhd::plan::revert::revert;
 use vhd::plan::{File, Files, Milestone, Plan, Step};
 
-use crate::image::{BLOCK, PARENT_UUID, Spec, fixed};
+use crate::image::{BLOCK, PARENT_UUID, Spec, crafted_footer, fixed};
 use crate::law::{self, image, run};
 use crate::view::{self, View};
 
@@ -59,28 +58,15 @@ fn a_table_that_grows_over_blocks_is_safe_at_every_cut() {
 /// A block that will be moved, whose last sector is what the footer of this image could be; with so
 /// much space before the footer.
 fn hostile(slack: u64) -> Storage {
-    let spec = Spec { slack, ..Spec::new(3, &[(0, 0xff), (2, 0x81)]) };
-    let mut bytes = spec.build();
-    let copy = bytes[..512].try_into().expect("512 bytes");
-    let mut footer = Footer::parse(copy).expect("it was just made");
-    footer.current_size = BLOCK;
+    let mut bytes = Spec { slack, ..Spec::new(3, &[(0, 0xff), (2, 0x81)]) }.build();
+    let footer = crafted_footer(&bytes);
     let sector = 7 + 8;
-    bytes[sector * 512..][..512].copy_from_slice(&footer.emit());
+    bytes[sector * 512..][..512].copy_from_slice(&footer);
     start(bytes)
 }
 
 /// The old footer's place is in front of, behind, or that of the last sector of the moved block.
 const SLACKS: [u64; 3] = [0, 8192, 15 * 512];
-
-/// Barriers that none of the laws misses, and how many there are.
-fn idle_barriers(all: &[(Recording, law::Boxed)]) -> (usize, Vec<usize>) {
-    let mut idle: Vec<usize> = (0..all[0].0.barriers() - 1).collect();
-    for (recording, law) in all {
-        let nobody = law::barriers_that_nobody_misses(recording, law);
-        idle.retain(|barrier| nobody.contains(barrier));
-    }
-    (all[0].0.barriers(), idle)
-}
 
 #[test]
 fn every_barrier_of_a_resize_with_journal_is_needed() {
@@ -93,7 +79,7 @@ fn every_barrier_of_a_resize_with_journal_is_needed() {
         law::holds_at_every_cut("resize -j of a hostile guest's disk", &recording, &law);
         (recording, law)
     });
-    assert_eq!(idle_barriers(&all), (6, vec![]));
+    assert_eq!(law::idle_barriers(&all), (6, vec![]));
 }
 
 /// The storage as it is when a resize ends at its n-th step.
@@ -140,7 +126,7 @@ fn every_barrier_of_a_revert_is_needed() {
             (recording, law)
         })
         .collect();
-    assert_eq!(idle_barriers(&all), (4, vec![]));
+    assert_eq!(law::idle_barriers(&all), (4, vec![]));
 }
 
 #[test]

@@ -1,0 +1,85 @@
+//! Fill, from a chain.
+
+use vhd::plan::fill::fill;
+use vhd::plan::memory::Storage;
+use vhd::plan::{File, Files, Plan};
+
+use crate::image::{BLOCK, Spec, content, crafted_footer};
+use crate::law::{self, image, run};
+use crate::view::{self, View};
+
+fn plan(files: &dyn Files) -> vhd::Result<Box<dyn Plan>> {
+    fill(files, None)
+}
+
+/// A child, over a child, over a raw image that ends in the middle of a sector. The last sector that
+/// comes from the parent could be a footer of the child.
+fn chain() -> Storage {
+    let child = Spec::new(4, &[(3, 0x0f), (1, 0x3c)]).child().build();
+    let middle = Spec::new(3, &[(2, 0xf1), (1, 0x81)]).to_be_parent();
+    let raw_parent = Some(("./raw".to_owned(), vhd::units::Uuid::NIL));
+    let mut raw: Vec<u8> = (0..21).flat_map(|sector| content(b'R', 0, sector)).collect();
+    raw.truncate(20 * 512 + 100);
+    let mut middle = Spec { parent: raw_parent, ..middle }.build();
+    let sector = 15 + 8;
+    middle[sector * 512..][..512].copy_from_slice(&crafted_footer(&child));
+    Storage::default()
+        .with(File::Image, child)
+        .with(File::Ancestor(0), middle)
+        .with(File::Ancestor(1), raw)
+}
+
+fn chain_view(storage: &Storage) -> Result<View, String> {
+    let bytes = |file| storage.bytes(file).ok_or("missing");
+    let mut raw = bytes(File::Ancestor(1))?.to_vec();
+    raw.resize(21 * 512, 0);
+    let raw = View { size: 0, data: raw };
+    let middle = view::view(bytes(File::Ancestor(0))?, Some(&raw))?;
+    view::view(bytes(File::Image)?, Some(&middle))
+}
+
+#[test]
+fn a_filled_disk_needs_no_parent_and_is_the_same_at_every_cut() {
+    let start = chain();
+    let before = chain_view(&start).unwrap();
+    let law = |state: &Storage| {
+        if chain_view(state)? != before {
+            return Err("the disk changed".into());
+        }
+        view::hints(state.bytes(File::Image).expect("it was read"))?;
+        let mut state = state.clone();
+        run(&mut state, plan).map_err(|error| error.to_string())?;
+        if image(&state)? != before {
+            return Err("the disk needs its parent".into());
+        }
+        law::repaired(state.bytes(File::Image).expect("it was read"))
+    };
+    let recording = law::record(&start, &plan);
+    law::holds_at_every_cut("fill", &recording, &law);
+    law::holds_after_every_error("fill", &start, &plan, &law);
+    let idle = law::barriers_that_nobody_misses(&recording, &law);
+    assert_eq!((recording.barriers(), idle), (4, vec![]));
+}
+
+#[test]
+fn a_range_fills_the_blocks_in_which_it_lies() {
+    let mut storage = Storage::default().with(File::Image, Spec::new(5, &[(4, 0x18)]).build());
+    let before = image(&storage).unwrap();
+    run(&mut storage, |files| fill(files, Some(9..17))).unwrap();
+    let bytes = storage.bytes(File::Image).unwrap();
+    let entry =
+        |block: usize| u32::from_be_bytes(bytes[1536 + block * 4..][..4].try_into().unwrap());
+    let there: Vec<bool> = (0..5).map(|block| entry(block) != u32::MAX).collect();
+    assert_eq!(there, [false, true, true, false, true]);
+    assert_eq!(image(&storage), Ok(before));
+    assert_eq!(view::check(storage.bytes(File::Image).unwrap()), Ok(()));
+    run(&mut storage, |files| fill(files, Some(0..u64::MAX))).unwrap();
+    let length = storage.bytes(File::Image).unwrap().len() as u64;
+    assert!(length >= 5 * (BLOCK + 512));
+}
+
+#[test]
+fn a_missing_ancestor_is_named_by_its_error() {
+    let mut storage = Storage::default().with(File::Image, Spec::new(4, &[]).child().build());
+    assert_eq!(run(&mut storage, plan).unwrap_err().errno(), 2);
+}
