@@ -28,6 +28,7 @@ pub mod bat;
 pub mod batmap;
 pub mod bits;
 pub mod chain;
+pub mod engine;
 pub mod error;
 pub mod footer;
 pub mod gate;

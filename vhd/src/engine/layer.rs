@@ -1,0 +1,191 @@
+//! One image of a chain, as the engine knows it: its block allocation table, and what is known of
+//! each block's bitmap. Eight bytes for each block; those of parts of the disk that were never
+//! written are never touched.
+
+use super::setup::{LayerFormat, LayerSetup, SetupError};
+
+/// An entry of the table on the disk that names no place.
+pub(super) const UNUSED: u32 = u32::MAX;
+
+/// What is known of the bits of a block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Known {
+    /// Nothing: the bitmap has to be read. Also of a block that has no place.
+    Nothing,
+    /// All are set.
+    Whole,
+    /// The bitmap could not be read: the next who asks is told, then it is read again.
+    Unreadable,
+    /// Its bitmap is being read.
+    Loading,
+    /// In this slot of the cache.
+    Slot(u32),
+    /// The block changes: in this entry of the table of changes.
+    Busy(u16),
+}
+
+const WHOLE: u32 = 1;
+const UNREADABLE: u32 = 2;
+const LOADING: u32 = 3;
+const SLOTS: u32 = 4;
+const BUSY: u32 = 1 << 31;
+
+/// Place and knowledge of one block.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Block(u64);
+
+impl Block {
+    pub(super) fn new(place: u32, known: Known) -> Self {
+        let known = match known {
+            Known::Nothing => 0,
+            Known::Whole => WHOLE,
+            Known::Unreadable => UNREADABLE,
+            Known::Loading => LOADING,
+            Known::Slot(slot) => slot + SLOTS,
+            Known::Busy(index) => BUSY | u32::from(index),
+        };
+        Self(u64::from(known) << 32 | u64::from(place))
+    }
+
+    /// The sector of its bitmap; 0 when it has no place: there is the footer.
+    #[inline]
+    pub(super) fn place(self) -> u32 {
+        (self.0 & 0xffff_ffff) as u32
+    }
+
+    /// Whether it has a place, all of its bits are set, and it does not change.
+    #[inline]
+    pub(super) fn is_plain(self) -> bool {
+        self.0 >> 32 == u64::from(WHOLE)
+    }
+
+    #[inline]
+    pub(super) fn known(self) -> Known {
+        match (self.0 >> 32) as u32 {
+            0 => Known::Nothing,
+            WHOLE => Known::Whole,
+            UNREADABLE => Known::Unreadable,
+            LOADING => Known::Loading,
+            busy if busy & BUSY != 0 => Known::Busy((busy & 0xffff) as u16),
+            slot => Known::Slot(slot - SLOTS),
+        }
+    }
+}
+
+/// One image.
+pub(super) struct Layer {
+    /// Sectors of the disk that it is.
+    pub(super) size: u64,
+    /// Sectors of its file; what is past them reads as zeros.
+    pub(super) file_sectors: u64,
+    /// Sectors of a block, as a power of two.
+    pub(super) shift: u32,
+    /// Empty when its sectors lie in the file as on the disk.
+    pub(super) table: Vec<Block>,
+}
+
+impl Layer {
+    pub(super) fn new(setup: LayerSetup) -> Result<Self, SetupError> {
+        let size = setup.size_sectors;
+        let LayerFormat::Blocks { block_sectors, bat, whole } = setup.format else {
+            let file_sectors = setup.file_sectors;
+            return Ok(Self { size, file_sectors, shift: 0, table: Vec::new() });
+        };
+        if !block_sectors.is_power_of_two() || block_sectors > 4096 {
+            return Err(SetupError::BlockSize { sectors: block_sectors });
+        }
+        let blocks = size.div_ceil(u64::from(block_sectors));
+        let is_enough = usize::try_from(blocks).is_ok_and(|blocks| blocks <= bat.len());
+        if !is_enough {
+            return Err(SetupError::TableTooSmall { blocks, entries: bat.len() });
+        }
+        let mut table = vec![Block::default(); bat.len()];
+        for (index, entry) in bat.into_iter().enumerate() {
+            if entry == UNUSED {
+                continue;
+            }
+            // Beyond the disk's end nobody asks, but a writer has to keep the entry.
+            if entry == 0 || u64::from(entry) >= setup.file_sectors {
+                return Err(SetupError::Place { block: index, sector: entry });
+            }
+            let is_whole =
+                whole.get(index / 8).is_some_and(|byte| byte & (0x80 >> (index % 8)) != 0);
+            let known = if is_whole { Known::Whole } else { Known::Nothing };
+            table[index] = Block::new(entry, known);
+        }
+        let shift = block_sectors.trailing_zeros();
+        Ok(Self { size, file_sectors: setup.file_sectors, shift, table })
+    }
+
+    pub(super) fn is_flat(&self) -> bool {
+        self.table.is_empty()
+    }
+
+    pub(super) fn block_sectors(&self) -> u32 {
+        1 << self.shift
+    }
+
+    /// The block of a sector, the sector inside it, and how many of `count` sectors are in it.
+    #[inline]
+    pub(super) fn split(&self, sector: u64, count: u64) -> (usize, u32, u64) {
+        let within = sector & ((1 << self.shift) - 1);
+        let left = (1 << self.shift) - within;
+        let block = usize::try_from(sector >> self.shift).expect("64 bits");
+        (block, within as u32, count.min(left))
+    }
+
+    /// The sector of the file where sector `within` of a block at `place` is.
+    #[inline]
+    pub(super) fn data(place: u32, within: u32) -> u64 {
+        u64::from(place) + 1 + u64::from(within)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_block_keeps_place_and_knowledge() {
+        for known in [
+            Known::Nothing,
+            Known::Whole,
+            Known::Unreadable,
+            Known::Loading,
+            Known::Slot(0),
+            Known::Slot(1 << 20),
+            Known::Busy(0),
+            Known::Busy(u16::MAX),
+        ] {
+            let block = Block::new(0xffff_fffe, known);
+            assert_eq!((block.place(), block.known()), (0xffff_fffe, known));
+            assert_eq!(block.is_plain(), known == Known::Whole);
+        }
+        assert_eq!(Block::default().place(), 0);
+    }
+
+    fn setup(bat: Vec<u32>) -> LayerSetup {
+        let format = LayerFormat::Blocks { block_sectors: 8, bat, whole: vec![0b0100_0000] };
+        LayerSetup { size_sectors: 20, file_sectors: 100, format }
+    }
+
+    #[test]
+    fn rejects_what_no_opened_image_has() {
+        assert!(Layer::new(setup(vec![UNUSED; 3])).is_ok());
+        for (bat, wanted) in [
+            (vec![UNUSED; 2], SetupError::TableTooSmall { blocks: 3, entries: 2 }),
+            (vec![5, 100, UNUSED], SetupError::Place { block: 1, sector: 100 }),
+            (vec![0, UNUSED, UNUSED], SetupError::Place { block: 0, sector: 0 }),
+        ] {
+            assert_eq!(Layer::new(setup(bat)).err(), Some(wanted));
+        }
+    }
+
+    #[test]
+    fn the_batmap_says_which_blocks_are_whole() {
+        let layer = Layer::new(setup(vec![5, 15, UNUSED])).unwrap();
+        assert_eq!(layer.table[0].known(), Known::Nothing);
+        assert_eq!(layer.table[1].known(), Known::Whole);
+        assert_eq!(layer.table[2], Block::default());
+    }
+}

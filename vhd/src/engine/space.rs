@@ -1,0 +1,320 @@
+//! Places for blocks: where the next one goes, which are free, which are not free yet.
+//!
+//! A place is the sector of a bitmap; the data behind it begins on 4096 bytes.
+
+use super::changes::CHANGES_MAX;
+use super::setup::{Growth, Rule};
+
+/// Sectors of 4096 bytes.
+const ALIGNMENT: u64 = 8;
+
+/// The last place that an entry can name: one below the entry that names none.
+const PLACE_MAX: u64 = u32::MAX as u64 - 1;
+
+/// Freed places that are not free yet: more frees than this wait.
+pub(super) const QUARANTINE_MAX: usize = 1024;
+
+/// A place whose block is gone from memory and from the written table.
+struct Gone {
+    place: u32,
+    /// Requests up to this number may still touch it; set when the owner tells of requests.
+    until: Option<u64>,
+    /// An fdatasync began after the table was written.
+    is_covered: bool,
+    /// And ended (R3).
+    is_durable: bool,
+}
+
+/// Where blocks can be.
+pub(super) struct Space {
+    block_sectors: u64,
+    /// Where the first can be.
+    start: u64,
+    growth: Growth,
+    /// The first sector behind all places that were ever handed out.
+    end: u64,
+    /// Where the end footer is on the disk.
+    footer: u64,
+    /// Places that read as zeros.
+    clean: Vec<u32>,
+    /// Places that hold anything.
+    dirty: Vec<u32>,
+    quarantine: Vec<Gone>,
+    without: Option<Rule>,
+}
+
+impl std::fmt::Debug for Space {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { end, clean, dirty, quarantine, .. } = self;
+        let (clean, dirty, quarantine) = (clean.len(), dirty.len(), quarantine.len());
+        write!(out, "up to sector {end}, {clean} clean, {dirty} free, {quarantine} going")
+    }
+}
+
+impl Space {
+    /// `places`, sorted and apart from each other, are taken; what is between them is free. The
+    /// disk has at most so many `blocks`.
+    pub(super) fn new(
+        places: &[u32],
+        blocks: usize,
+        data_sector: u64,
+        block_sectors: u32,
+        growth: Growth,
+        without: Option<Rule>,
+    ) -> Self {
+        let mut space = Self {
+            block_sectors: u64::from(block_sectors),
+            start: data_sector,
+            growth,
+            end: data_sector,
+            footer: 0,
+            clean: Vec::new(),
+            dirty: Vec::new(),
+            quarantine: Vec::with_capacity(QUARANTINE_MAX),
+            without,
+        };
+        for place in places.iter().copied().map(u64::from) {
+            while let gap = space.next()
+                && space.behind(gap) <= place
+            {
+                space.dirty.push(small(gap));
+                space.end = space.behind(gap);
+            }
+            space.end = space.behind(place);
+        }
+        space.footer = space.end;
+        // Each block may be freed, and each place given back: no allocation then. Memory that is
+        // not touched costs nothing.
+        let most = blocks + usize::from(CHANGES_MAX) + space.dirty.len();
+        space.dirty.reserve(most);
+        space.clean.reserve(most);
+        space
+    }
+
+    /// The first sector of a place.
+    pub(super) fn start(&self) -> u64 {
+        self.start
+    }
+
+    fn behind(&self, place: u64) -> u64 {
+        place + 1 + self.block_sectors
+    }
+
+    /// The place behind all others.
+    fn next(&self) -> u64 {
+        self.end + (ALIGNMENT - (self.end + 1) % ALIGNMENT) % ALIGNMENT
+    }
+
+    /// A place, and whether it reads as zeros; `None` when there is none left.
+    pub(super) fn take(&mut self, want_zeros: bool) -> Option<(u32, bool)> {
+        let is_file = matches!(self.growth, Growth::File { .. });
+        if !want_zeros && let Some(place) = self.dirty.pop() {
+            return Some((place, false));
+        }
+        if let Some(place) = self.clean.pop() {
+            return Some((place, true));
+        }
+        if is_file && let Some(place) = self.grow() {
+            return Some((place, true));
+        }
+        if let Some(place) = self.dirty.pop() {
+            return Some((place, false));
+        }
+        self.grow().map(|place| (place, is_file))
+    }
+
+    fn grow(&mut self) -> Option<u32> {
+        let place = self.next();
+        let is_inside = match self.growth {
+            Growth::File { .. } => true,
+            Growth::Device { end_sector } => self.behind(place) <= end_sector,
+        };
+        if place > PLACE_MAX || !is_inside {
+            return None;
+        }
+        self.end = self.behind(place);
+        Some(small(place))
+    }
+
+    /// Takes a place back that no table ever named.
+    pub(super) fn give_back(&mut self, place: u32) {
+        self.dirty.push(place);
+    }
+
+    /// A place that may be cleaned: given back, or left by an earlier session. Only of a file.
+    pub(super) fn take_dirty(&mut self) -> Option<u32> {
+        matches!(self.growth, Growth::File { .. }).then(|| self.dirty.pop()).flatten()
+    }
+
+    /// It was cleaned, or not.
+    pub(super) fn cleaned(&mut self, place: u32, is_clean: bool) {
+        if is_clean {
+            self.clean.push(place);
+        } else {
+            self.dirty.push(place);
+        }
+    }
+
+    /// Whether one more place can be freed.
+    pub(super) fn has_room(&self) -> bool {
+        self.quarantine.len() < QUARANTINE_MAX
+    }
+
+    /// Whether places wait to be free.
+    pub(super) fn is_waiting(&self) -> bool {
+        !self.quarantine.is_empty()
+    }
+
+    /// Whether places wait for an fdatasync.
+    pub(super) fn needs_order(&self) -> bool {
+        self.quarantine.iter().any(|gone| !gone.is_durable)
+    }
+
+    /// The written table does not name this place any more.
+    pub(super) fn free(&mut self, place: u32) {
+        let is_durable = self.without == Some(Rule::GoneBeforeReuse);
+        let gone = Gone { place, until: None, is_covered: false, is_durable };
+        self.quarantine.push(gone);
+    }
+
+    /// An fdatasync begins.
+    pub(super) fn order_began(&mut self) {
+        self.quarantine.iter_mut().for_each(|gone| gone.is_covered = true);
+    }
+
+    /// It ended.
+    pub(super) fn order_ended(&mut self) {
+        for gone in &mut self.quarantine {
+            gone.is_durable |= gone.is_covered;
+            gone.is_covered = false;
+        }
+    }
+
+    /// One failed, of the engine or of a request: what had ended may be lost, also for the next
+    /// one. Places that a lost table may name are out of use until the next open; those whose
+    /// punching may be lost hold anything.
+    pub(super) fn order_failed(&mut self) {
+        self.quarantine.retain(|gone| gone.is_durable);
+        self.dirty.append(&mut self.clean);
+    }
+
+    /// Requests up to `newest` have started, and all before `oldest` have ended.
+    pub(super) fn requests(&mut self, newest: u64, oldest: u64) {
+        for gone in &mut self.quarantine {
+            match gone.until {
+                None => gone.until = Some(newest),
+                Some(until) if oldest > until => gone.until = Some(0),
+                Some(_) => {}
+            }
+        }
+    }
+
+    /// A place that nothing can touch any more.
+    pub(super) fn take_free(&mut self) -> Option<u32> {
+        let careless = self.without == Some(Rule::EndedBeforeReuse);
+        let at = self
+            .quarantine
+            .iter()
+            .position(|gone| gone.is_durable && (careless || gone.until == Some(0)))?;
+        Some(self.quarantine.swap_remove(at).place)
+    }
+
+    /// Where the footer has to be written now, when the file has grown, and its bytes.
+    pub(super) fn footer_to_write(&self) -> Option<(u64, [u8; 512])> {
+        match &self.growth {
+            Growth::File { footer } if self.end > self.footer => Some((self.end, **footer)),
+            _ => None,
+        }
+    }
+
+    /// The footer was written there.
+    pub(super) fn footer_written(&mut self, sector: u64) {
+        self.footer = sector;
+    }
+}
+
+fn small(place: u64) -> u32 {
+    u32::try_from(place).expect("places are below 2^32")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file(places: &[u32]) -> Space {
+        Space::new(places, 100, 10, 8, Growth::File { footer: Box::new([0; 512]) }, None)
+    }
+
+    #[test]
+    fn data_begins_on_4096_bytes_and_the_old_footer_ends_up_in_a_gap() {
+        let mut space = file(&[]);
+        assert_eq!(space.take(true), Some((15, true)));
+        assert_eq!(space.take(true), Some((31, true)));
+        assert_eq!(space.footer_to_write().unwrap().0, 40);
+        space.footer_written(40);
+        assert!(space.footer_to_write().is_none());
+        assert_eq!(space.take(true), Some((47, true)));
+    }
+
+    #[test]
+    fn gaps_of_an_earlier_session_are_places_of_unknown_contents() {
+        let mut space = file(&[47, 79]);
+        let mut found: Vec<_> = (0..3).filter_map(|_| space.take(false)).collect();
+        found.sort_unstable();
+        assert_eq!(found, [(15, false), (31, false), (63, false)]);
+        assert_eq!(space.take(false), Some((95, true)));
+    }
+
+    #[test]
+    fn a_device_ends_before_its_footer() {
+        let growth = Growth::Device { end_sector: 40 };
+        let mut space = Space::new(&[], 100, 10, 8, growth, None);
+        assert_eq!(space.take(true), Some((15, false)));
+        assert_eq!(space.take(true), Some((31, false)));
+        assert_eq!(space.take(true), None);
+        space.give_back(31);
+        assert_eq!(space.take(true), Some((31, false)));
+        assert!(space.footer_to_write().is_none());
+    }
+
+    #[test]
+    fn no_place_is_beyond_what_an_entry_can_name() {
+        let last = u32::MAX - 8;
+        let mut space = file(&[last]);
+        assert_eq!(space.take(true).map(|(_, zeros)| zeros), Some(false), "a gap");
+        space.dirty.clear();
+        assert_eq!(space.take(true), None);
+    }
+
+    #[test]
+    fn an_fdatasync_that_fails_takes_places_out_of_use() {
+        let mut space = file(&[15]);
+        space.cleaned(31, true);
+        space.free(15);
+        space.order_failed();
+        assert!(!space.is_waiting());
+        assert_eq!(space.take(false), Some((31, false)), "it may hold anything");
+    }
+
+    #[test]
+    fn a_freed_place_waits_for_the_disk_and_for_requests() {
+        let mut space = file(&[15]);
+        space.free(15);
+        space.requests(7, 3);
+        assert_eq!(space.take_free(), None);
+        space.requests(9, 8);
+        assert!(space.needs_order());
+        assert_eq!(space.take_free(), None);
+        space.order_began();
+        space.order_ended();
+        assert_eq!(space.take_free(), Some(15));
+        space.free(15);
+        space.requests(9, 1);
+        space.order_began();
+        space.order_ended();
+        space.requests(20, 9);
+        assert_eq!(space.take_free(), None, "request 9 may be under way");
+        space.requests(20, 10);
+        assert_eq!(space.take_free(), Some(15));
+    }
+}

@@ -1,0 +1,257 @@
+//! Long random runs: many requests at once, I/O that ends in any order, fails in part, or stays
+//! under way when the power is cut or the process is killed; then an open, in which that may
+//! happen again. A seed reproduces its run.
+
+use vhd::engine::{FileStep, Rule};
+
+use crate::image::{Shape, effect_of};
+use crate::oracle::Oracle;
+use crate::rig::{Ask, Outcome, Rig, check};
+use crate::store::Store;
+
+/// Numbers that a seed decides (splitmix64).
+pub(crate) struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut value = self.0;
+        value = (value ^ (value >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        value = (value ^ (value >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        value ^ (value >> 31)
+    }
+
+    fn below(&mut self, end: u64) -> u64 {
+        self.next() % end
+    }
+
+    fn one_in(&mut self, count: u64) -> bool {
+        self.below(count) == 0
+    }
+
+    /// A decision for each of many things: all, none, or each for itself.
+    fn keep(&mut self) -> impl FnMut(usize) -> bool + use<> {
+        let (kind, mut own) = (self.below(4), Random(self.next()));
+        move |_| match kind {
+            0 => false,
+            1 => true,
+            2 => own.one_in(4),
+            _ => own.one_in(2),
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Counts {
+    requests: u64,
+    cuts: u64,
+    kills: u64,
+    closes: u64,
+}
+
+fn shape_of(random: &mut Random, without: Option<Rule>) -> Shape {
+    let blocks = 3 + random.below(6);
+    let parent = random.one_in(2);
+    Shape {
+        block_sectors: [1, 2, 8, 16][random.below(4) as usize],
+        blocks,
+        parent,
+        middle: parent && random.one_in(2),
+        device: random.one_in(4).then(|| blocks + random.below(3) - 1),
+        without,
+        drop_zeros: random.one_in(2),
+    }
+}
+
+fn ask_of(random: &mut Random, sectors: u64, can_flush: bool) -> Ask {
+    let kind = random.below(20);
+    let sector = random.below(sectors);
+    let longest = if random.one_in(2) { 3 } else { sectors };
+    let mut count = (1 + random.below(longest)).min(sectors - sector);
+    let mut first = sector;
+    if random.one_in(6) {
+        (first, count) = (0, sectors);
+    }
+    let (sector, fua, zeros) = (first, random.one_in(4), random.one_in(6));
+    match kind {
+        0..5 => Ask::Read { sector, count },
+        5..13 => Ask::Write { sector, count, fua, zeros },
+        13..15 => Ask::Zero { sector, count },
+        15..18 => Ask::Trim { sector, count },
+        _ if can_flush => Ask::Flush,
+        _ => Ask::Read { sector, count },
+    }
+}
+
+/// A disk over many lives.
+struct Run {
+    random: Random,
+    shape: Shape,
+    store: Store,
+    oracle: Oracle,
+    version: u32,
+    counts: Counts,
+}
+
+/// How a life ended.
+enum End {
+    Cut,
+    Kill,
+    Close,
+}
+
+impl Run {
+    /// Steps of open or close, with a cut or kill at any point; whether there was none.
+    fn session(&mut self, steps: &[FileStep]) -> Result<bool, String> {
+        for step in steps {
+            if self.random.one_in(40) {
+                self.cut()?;
+                return Ok(false);
+            }
+            match effect_of(step) {
+                None => {
+                    let covered = self.store.flush_begin();
+                    self.store.flush_end(&covered);
+                }
+                Some(effect) => {
+                    let write = self.store.begin(effect);
+                    if self.random.one_in(40) {
+                        self.cut()?;
+                        return Ok(false);
+                    }
+                    self.store.end(write, |_| true, true);
+                }
+            }
+        }
+        Ok(true)
+    }
+
+    fn cut(&mut self) -> Result<(), String> {
+        self.counts.cuts += 1;
+        let keep = self.random.keep();
+        let file = self.store.cut(keep);
+        check(&self.shape, &self.oracle, &file, false)?;
+        self.store = Store::new(file);
+        Ok(())
+    }
+
+    fn kill(&mut self) -> Result<(), String> {
+        self.counts.kills += 1;
+        let keep = self.random.keep();
+        self.store = self.store.kill(keep);
+        check(&self.shape, &self.oracle, self.store.bytes(), true).map(|_| ())
+    }
+
+    fn life(&mut self) -> Result<(), String> {
+        loop {
+            let steps = self.shape.opening(self.store.bytes())?;
+            if self.session(&steps)? {
+                break;
+            }
+        }
+        // An fdatasync was among the steps: what is there now stays.
+        let values = self.shape.read_all(self.store.bytes())?;
+        self.oracle.restart(&values);
+        let store = std::mem::replace(&mut self.store, Store::new(Vec::new()));
+        let mut rig = Rig::new(self.shape, store, self.oracle.clone(), self.version)?;
+        let end = self.serve(&mut rig)?;
+        self.counts.requests += rig.answered;
+        self.version = rig.version();
+        self.store = rig.store;
+        self.oracle = rig.oracle;
+        match end {
+            End::Cut => self.cut(),
+            End::Kill => self.kill(),
+            End::Close => {
+                self.counts.closes += 1;
+                // Whoever opens it next starts with what is seen.
+                self.store = self.store.kill(|_| true);
+                let steps = self.shape.closing(&rig.engine);
+                self.session(&steps).map(|_| ())
+            }
+        }
+    }
+
+    fn serve(&mut self, rig: &mut Rig) -> Result<End, String> {
+        let (length, fails) = (20 + self.random.below(300), self.random.one_in(3));
+        let asks = 1 + self.random.below(4);
+        for _ in 0..length {
+            if rig.has_slot() && (rig.running() == 0 || self.random.below(5) < asks) {
+                let can_flush = !rig.has_changes();
+                let ask = ask_of(&mut self.random, self.shape.sectors(), can_flush);
+                rig.ask(ask)?;
+            } else if rig.running() > 0 {
+                self.end_one(rig, fails)?;
+            }
+        }
+        match self.random.below(5) {
+            0 => Ok(End::Kill),
+            1 => {
+                while rig.running() > 0 {
+                    self.end_one(rig, false)?;
+                }
+                if !rig.is_quiet() {
+                    return Err(format!("requests hang: {:?}", rig.engine));
+                }
+                Ok(End::Close)
+            }
+            _ => Ok(End::Cut),
+        }
+    }
+
+    fn end_one(&mut self, rig: &mut Rig, fails: bool) -> Result<(), String> {
+        let index = self.random.below(rig.running() as u64) as usize;
+        let is_failed = fails && self.random.one_in(20);
+        let outcome = if is_failed { Outcome::Failed(self.random.next()) } else { Outcome::Done };
+        rig.end(index, outcome)
+    }
+}
+
+/// Lives of the disk of a seed, until one breaks a promise.
+fn run(seed: u64, lives: u64, without: Option<Rule>) -> Result<Counts, String> {
+    let mut random = Random(seed);
+    let shape = shape_of(&mut random, without);
+    let store = Store::new(shape.leaf());
+    let oracle = Oracle::new(shape.initial());
+    let mut run = Run { random, shape, store, oracle, version: 10, counts: Counts::default() };
+    for life in 0..lives {
+        run.life().map_err(|error| format!("seed {seed}, life {life}, {shape:?}: {error}"))?;
+    }
+    Ok(run.counts)
+}
+
+/// How many disks, of ten lives each. `TAPDISK_SIMULATED_DISKS=…` for more.
+fn disks() -> u64 {
+    let set = std::env::var("TAPDISK_SIMULATED_DISKS").ok();
+    set.and_then(|text| text.parse().ok()).unwrap_or(3_000)
+}
+
+#[test]
+fn no_cut_and_no_kill_breaks_a_promise() {
+    let mut total = Counts::default();
+    for seed in 0..disks() {
+        let counts = run(seed, 10, None).unwrap_or_else(|error| panic!("{error}"));
+        total.requests += counts.requests;
+        total.cuts += counts.cuts;
+        total.kills += counts.kills;
+        total.closes += counts.closes;
+    }
+    println!("{} disks: {total:?}", disks());
+}
+
+#[test]
+fn without_a_rule_some_seed_is_noticed() {
+    for rule in [
+        Rule::DataBeforeBits,
+        Rule::BlockBeforeEntry,
+        Rule::GoneBeforeReuse,
+        Rule::EndedBeforeReuse,
+        Rule::BatmapBeforeFree,
+        Rule::EntryBeforeAnswer,
+        Rule::DurableBeforeFua,
+    ] {
+        let found = (0..20_000).find(|seed| run(*seed, 10, Some(rule)).is_err());
+        println!("without {rule:?}: noticed by seed {found:?}");
+        assert!(found.is_some(), "nothing notices that {rule:?} is not kept");
+    }
+}
