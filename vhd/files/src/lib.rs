@@ -5,6 +5,7 @@
 
 pub mod buffer;
 pub mod encryption;
+pub mod execute;
 pub mod file;
 pub mod host;
 pub mod lock;

@@ -1,0 +1,337 @@
+//! Performs plans on files: each step in its order, each barrier as it must be.
+//!
+//! It is the one place where an offline operation changes anything. What is written is durable at a
+//! barrier and not before; which step follows which is the plan's business.
+
+use std::ffi::OsStr;
+use std::fs::File as SystemFile;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use vhd::ErrorKind;
+use vhd::plan::{File, Files, Milestone, PIECE_BYTES_MAX, Plan, Progress, Step};
+use vhd::read_at::ReadAt;
+
+use crate::buffer::AlignedBuffer;
+use crate::file::ImageFile;
+use crate::lock::Policy;
+
+/// Watches a plan, and may hold it up or end it.
+pub trait Observer {
+    /// So much of it is done.
+    fn progress(&mut self, progress: Progress) {
+        let _ = progress;
+    }
+
+    /// So many bytes were written or copied: who limits the rate waits here.
+    fn moved(&mut self, bytes: u64) {
+        let _ = bytes;
+    }
+
+    /// A point with a name. Returns false to end there, as if the power were cut.
+    fn reached(&mut self, milestone: Milestone) -> bool {
+        let _ = milestone;
+        true
+    }
+}
+
+/// Nobody watches.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Unwatched;
+
+impl Observer for Unwatched {}
+
+/// Why a plan was not performed to its end.
+#[derive(Debug)]
+pub struct Failed {
+    /// The file at which it failed, if it was one.
+    pub path: Option<PathBuf>,
+    /// What was wrong.
+    pub error: vhd::Error,
+}
+
+impl std::fmt::Display for Failed {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match &self.path {
+            Some(path) => write!(out, "{}: {}", path.display(), self.error),
+            None => self.error.fmt(out),
+        }
+    }
+}
+
+impl std::error::Error for Failed {}
+
+/// How a plan ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// All of it is done.
+    Done,
+    /// The observer ended it.
+    Stopped(Milestone),
+}
+
+/// A file of a plan: open, or a name for one that is to be made.
+#[derive(Debug)]
+struct Place {
+    path: PathBuf,
+    file: Option<ImageFile>,
+    /// Written since it was last made durable.
+    is_dirty: bool,
+    /// Made or removed since its directory was last made durable.
+    is_renamed: bool,
+}
+
+impl Place {
+    fn open(file: ImageFile) -> Self {
+        let path = file.path().to_owned();
+        Self { path, file: Some(file), is_dirty: false, is_renamed: false }
+    }
+
+    fn named(path: &Path) -> Self {
+        Self { path: path.to_owned(), file: None, is_dirty: false, is_renamed: false }
+    }
+}
+
+/// The files of a plan.
+#[derive(Debug)]
+pub struct OpenFiles {
+    image: Place,
+    journal: Option<Place>,
+    ancestors: Vec<Place>,
+    policy: Policy,
+    buffer: Option<AlignedBuffer>,
+}
+
+impl OpenFiles {
+    /// With an image that is open. Files that the plan makes are locked as `policy` says.
+    #[must_use]
+    pub fn with_image(image: ImageFile, policy: Policy) -> Self {
+        Self::of(Place::open(image), policy)
+    }
+
+    /// With an image that the plan makes.
+    #[must_use]
+    pub fn with_new_image(path: &Path, policy: Policy) -> Self {
+        Self::of(Place::named(path), policy)
+    }
+
+    fn of(image: Place, policy: Policy) -> Self {
+        Self { image, journal: None, ancestors: Vec::new(), policy, buffer: None }
+    }
+
+    /// And a journal that is open.
+    #[must_use]
+    pub fn and_journal(self, journal: ImageFile) -> Self {
+        Self { journal: Some(Place::open(journal)), ..self }
+    }
+
+    /// And a journal that the plan makes.
+    #[must_use]
+    pub fn and_new_journal(self, path: &Path) -> Self {
+        Self { journal: Some(Place::named(path)), ..self }
+    }
+
+    /// And the next ancestor: the first one is the parent.
+    #[must_use]
+    pub fn and_ancestor(mut self, ancestor: ImageFile) -> Self {
+        self.ancestors.push(Place::open(ancestor));
+        self
+    }
+
+    /// The name of one of them.
+    #[must_use]
+    pub fn path(&self, file: File) -> Option<&Path> {
+        self.place(file).map(|place| place.path.as_path())
+    }
+
+    /// The image, if it is open.
+    #[must_use]
+    pub fn image(&self) -> Option<&ImageFile> {
+        self.image.file.as_ref()
+    }
+
+    fn place(&self, file: File) -> Option<&Place> {
+        match file {
+            File::Image => Some(&self.image),
+            File::Journal => self.journal.as_ref(),
+            File::Ancestor(number) => self.ancestors.get(usize::from(number)),
+        }
+    }
+
+    fn place_mut(&mut self, file: File) -> vhd::Result<&mut Place> {
+        let place = match file {
+            File::Image => Some(&mut self.image),
+            File::Journal => self.journal.as_mut(),
+            File::Ancestor(number) => self.ancestors.get_mut(usize::from(number)),
+        };
+        place.ok_or_else(absent)
+    }
+
+    /// A file that is open, about to be written.
+    fn writing(&mut self, file: File) -> vhd::Result<&ImageFile> {
+        let place = self.place_mut(file)?;
+        place.is_dirty = true;
+        place.file.as_ref().ok_or_else(absent)
+    }
+
+    fn perform(&mut self, step: &Step) -> vhd::Result<()> {
+        match step {
+            Step::Create { file } => self.create(*file)?,
+            Step::Write { file, offset, bytes } => {
+                let written = self.writing(*file)?.write_all_at(bytes, *offset);
+                written.map_err(|error| vhd::Error::from(error).or_at(*offset))?;
+            }
+            Step::Zero { file, offset, length } => {
+                let zeroed = self.writing(*file)?.zero(*offset, *length);
+                zeroed.map_err(|error| vhd::Error::from(error).or_at(*offset))?;
+            }
+            Step::Copy { from, from_offset, to, to_offset, length } => {
+                self.copy((*from, *from_offset), (*to, *to_offset), *length)?;
+            }
+            Step::SetLength { file, length } => self.writing(*file)?.set_length(*length)?,
+            Step::PunchHole { file, offset, length } => {
+                self.writing(*file)?.punch_hole(*offset, *length)?;
+            }
+            Step::Remove { file } => self.remove(*file)?,
+            Step::Barrier => self.sync()?,
+            Step::Reached(_) => {}
+        }
+        Ok(())
+    }
+
+    fn create(&mut self, file: File) -> vhd::Result<()> {
+        let policy = self.policy;
+        let place = self.place_mut(file)?;
+        if place.file.as_ref().is_some_and(ImageFile::is_device) {
+            return Ok(());
+        }
+        let (created, _) = ImageFile::create(&place.path, policy)?;
+        place.file = Some(created);
+        place.is_renamed = true;
+        Ok(())
+    }
+
+    fn remove(&mut self, file: File) -> vhd::Result<()> {
+        let place = self.place_mut(file)?;
+        if place.file.as_ref().is_some_and(ImageFile::is_device) {
+            return Ok(());
+        }
+        std::fs::remove_file(&place.path)?;
+        place.file = None;
+        place.is_dirty = false;
+        place.is_renamed = true;
+        Ok(())
+    }
+
+    fn copy(&mut self, from: (File, u64), to: (File, u64), length: u64) -> vhd::Result<()> {
+        assert!(length <= PIECE_BYTES_MAX, "a plan copies pieces");
+        let length = usize::try_from(length).expect("a piece");
+        let size = usize::try_from(PIECE_BYTES_MAX).expect("a piece").next_multiple_of(4096);
+        let mut buffer = self.buffer.take().unwrap_or_else(|| AlignedBuffer::new(size));
+        let piece = buffer.get_mut(..length).expect("at most the largest piece");
+        let read = self.open(from.0)?.read_at(from.1, piece);
+        let copied = read.map_err(|error| error.or_at(from.1)).and_then(|()| {
+            let written = self.writing(to.0)?.write_all_at(piece, to.1);
+            written.map_err(|error| vhd::Error::from(error).or_at(to.1))
+        });
+        self.buffer = Some(buffer);
+        copied
+    }
+
+    /// Everything so far is durable: contents first, then names.
+    fn sync(&mut self) -> vhd::Result<()> {
+        let places = [&mut self.image].into_iter().chain(&mut self.journal);
+        for place in places.chain(&mut self.ancestors) {
+            if place.is_dirty
+                && let Some(file) = &place.file
+            {
+                file.sync()?;
+            }
+            place.is_dirty = false;
+            if place.is_renamed {
+                sync_directory(&place.path)?;
+            }
+            place.is_renamed = false;
+        }
+        Ok(())
+    }
+}
+
+fn sync_directory(path: &Path) -> io::Result<()> {
+    let directory = path.parent().unwrap_or(Path::new(""));
+    let here = Path::new(".");
+    let directory = if directory.as_os_str() == OsStr::new("") { here } else { directory };
+    SystemFile::open(directory)?.sync_all()
+}
+
+fn absent() -> vhd::Error {
+    ErrorKind::Io { errno: vhd::error::errno::ENOENT }.into()
+}
+
+impl Files for OpenFiles {
+    fn open(&self, file: File) -> vhd::Result<&dyn ReadAt> {
+        let file = self.place(file).and_then(|place| place.file.as_ref());
+        Ok(file.ok_or_else(absent)?)
+    }
+
+    fn is_device(&self, file: File) -> bool {
+        let file = self.place(file).and_then(|place| place.file.as_ref());
+        file.is_some_and(ImageFile::is_device)
+    }
+}
+
+/// Performs a plan to its end.
+///
+/// # Errors
+/// What the plan found, or what storage says that the plan has no answer to. What was done before
+/// stays.
+pub fn execute(
+    plan: &mut dyn Plan,
+    files: &mut OpenFiles,
+    observer: &mut dyn Observer,
+) -> Result<End, Failed> {
+    let mut failed_at = None;
+    loop {
+        let next = plan.next(files);
+        let next = next.map_err(|error| Failed { path: failed_at.clone(), error })?;
+        let Some(step) = next else { return Ok(End::Done) };
+        if let Step::Reached(milestone) = step
+            && !observer.reached(milestone)
+        {
+            return Ok(End::Stopped(milestone));
+        }
+        match files.perform(&step) {
+            Ok(()) => observer.moved(moved(&step)),
+            Err(error) => {
+                let path = file_of(&step).and_then(|file| files.path(file)).map(Path::to_owned);
+                failed_at.clone_from(&path);
+                plan.failed(error).map_err(|error| Failed { path, error })?;
+            }
+        }
+        observer.progress(plan.progress());
+    }
+}
+
+fn moved(step: &Step) -> u64 {
+    match step {
+        Step::Write { bytes, .. } => bytes.len() as u64,
+        Step::Copy { length, .. } => *length,
+        _ => 0,
+    }
+}
+
+fn file_of(step: &Step) -> Option<File> {
+    match step {
+        Step::Create { file }
+        | Step::Write { file, .. }
+        | Step::Zero { file, .. }
+        | Step::SetLength { file, .. }
+        | Step::PunchHole { file, .. }
+        | Step::Remove { file } => Some(*file),
+        Step::Copy { to, .. } => Some(*to),
+        Step::Barrier | Step::Reached(_) => None,
+    }
+}
+
+#[cfg(test)]
+mod tests;
