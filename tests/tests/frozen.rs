@@ -224,3 +224,23 @@ fn waiting_clients(daemon: &Daemon) -> usize {
     // The listener has the name too, and flags that no connection has.
     table.lines().filter(|line| line.ends_with(path) && !line.contains(" 00010000 ")).count()
 }
+
+#[test]
+fn a_disk_that_was_only_slow_is_gone_when_its_detach_is_answered() {
+    let host = Host::new();
+    let Some(storage) = Storage::new(&host) else { return };
+    for image in [storage.image.as_path(), storage.device.path()] {
+        let daemon = host.daemon(&[]);
+        let (stays, minor) = (host.attach(&daemon), host.attach(&daemon));
+        let (_client, frozen) = hang(&host, &daemon, minor, image, &storage);
+        daemon.client.close(minor, true, Some(PATIENCE)).unwrap();
+        std::thread::scope(|scope| {
+            let detach = scope.spawn(|| daemon.client.detach(minor));
+            wait_until("the detach waits", || waiting_clients(&daemon) >= 1);
+            frozen.thaw();
+            detach.join().unwrap().unwrap();
+        });
+        assert_eq!(free(&host, minor), 0);
+        daemon.client.open(stays, params(image)).unwrap();
+    }
+}

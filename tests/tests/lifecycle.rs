@@ -451,9 +451,16 @@ fn the_statistics_page_counts_what_was_done() {
     assert_eq!(page.get(Counter::ReadSectors), 11 * 8);
     assert_eq!(page.get(Counter::WriteSectors), 10 * 16);
     assert_eq!(page.get(Counter::IoErrors), 1);
+    // All of it came through this door; there is no other one.
+    let door = path.with_file_name(format!("nbd-{minor}"));
+    wait_until("the door shows the same", || {
+        let shown = Statistics::read(&door).unwrap();
+        Counter::ALL.iter().all(|counter| shown.get(*counter) == page.get(*counter))
+    });
+    assert_eq!(std::fs::read_dir(path.parent().unwrap()).unwrap().count(), 2);
     daemon.client.close(minor, false, None).unwrap();
     daemon.client.detach(minor).unwrap();
-    wait_until("the page goes with its disk", || !path.exists());
+    wait_until("the pages go with their disk", || !path.exists() && !door.exists());
 }
 
 #[test]

@@ -2,6 +2,9 @@
 //! the first 96 bytes are used. Written by the daemon without locks, read by monitoring at any
 //! time; so each counter is exact, and two of them are from slightly different moments.
 //!
+//! Beside it one for each door, of what came through it: `nbd-<minor>`, and `blktap-<minor>` where
+//! there is a ring. xcp-rrdd and xentop read those of Xen guests, `vbd-<domain>-<device>`.
+//!
 //! The layout is that of blktap's `struct stats`, host-endian, every counter a `u64`.
 
 use std::fs::OpenOptions;

@@ -45,6 +45,9 @@ impl DiskThread {
     }
 
     fn open(&mut self, ticket: u64, request: OpenRequest) -> Option<Result<(), DiskError>> {
+        if self.exit {
+            return Some(Err(leaving()));
+        }
         if self.life.is_open() {
             return Some(Err(DiskError::new(Errno::EALREADY, "The disk is open already")));
         }
@@ -299,7 +302,17 @@ impl DiskThread {
 
     /// Ends the thread, unless there is something that it serves: the control thread looked before
     /// it sent this, but another client's open may have been on its way.
+    ///
+    /// A disk that was closed by force is detached when its last I/O has ended.
     fn detach(&mut self, ticket: u64) -> Option<Result<(), DiskError>> {
+        if self.exit {
+            return Some(Err(leaving()));
+        }
+        if self.life == Life::Dead {
+            self.exit = true;
+            self.detached = Some(ticket);
+            return None;
+        }
         if self.life.is_open() {
             return Some(Err(DiskError::new(Errno::EBUSY, "The image is open; close it first")));
         }
@@ -457,6 +470,11 @@ impl DiskThread {
             (self.wiring.respond)(ticket, result);
         }
     }
+}
+
+/// For a command that comes after a detach.
+fn leaving() -> DiskError {
+    DiskError::new(Errno::ENODEV, "The disk is being detached")
 }
 
 /// For a command that another one is in the way of.

@@ -18,12 +18,19 @@ pub mod thread;
 use crate::frontend::blktap::BlktapDoor;
 use crate::frontend::nbd::NbdDoor;
 use crate::frontend::{Frontend, Intake};
+use crate::statistics::{DOORS_MAX, PageKind};
 use crate::time::Now;
 use crate::vbd::{DoorIndex, Vbd};
 use pace::Pace;
 
 const RING: DoorIndex = 0;
 const NBD: DoorIndex = 1;
+
+/// The statistics pages of a disk's doors, by their numbers.
+#[must_use]
+pub fn door_pages(has_ring: bool) -> [Option<PageKind>; DOORS_MAX] {
+    [has_ring.then_some(PageKind::Blktap), Some(PageKind::Nbd)]
+}
 
 /// A vbd and its doors.
 pub struct Disk {

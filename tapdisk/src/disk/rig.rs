@@ -19,7 +19,7 @@ use crate::image::{ImageSpec, OpenFlags};
 use crate::memory::Memory;
 use crate::queue::{EngineKind, Queue, QueueConfig};
 use crate::server::shared::DiskShared;
-use crate::statistics::{DiskCounters, PageKind, StatsDirectory};
+use crate::statistics::{DiskCounters, DiskPages, StatsDirectory};
 use crate::vbd::{ARENA_BYTES, QUEUE_CAPACITY, RETRY_TIMEOUT, Vbd};
 
 /// The loop of a disk, held by the hand.
@@ -54,13 +54,16 @@ impl Rig {
         let ring = ring.map(|ring| BlktapDoor::new(ring, &mut memory)).transpose().map_err(io)?;
         let counters = DiskCounters::new();
         let statistics = StatsDirectory::create(folder, std::process::id()).map_err(io)?;
-        let page = statistics.page(PageKind::Vdi, 0).map_err(io)?;
+        let mut failed = Ok(());
+        let kinds = super::door_pages(ring.is_some());
+        let pages = DiskPages::create(&statistics, 0, kinds, |error| failed = Err(error));
+        failed.map_err(io)?;
         let shared = DiskShared::new(0, engine.to_string(), ring.is_some(), counters.reader());
         let (commands, receiver) = channel();
         let (answer, answers) = channel();
         let wiring = Wiring {
             shared: Arc::new(shared),
-            page: Some(page),
+            pages,
             commands: receiver,
             respond: Box::new(move |_, result| answer.send(result).expect("the rig listens")),
             log: slog::Logger::root(slog::Discard, slog::o!()),

@@ -26,7 +26,7 @@ use crate::image::{ImageSpec, OpenFlags};
 use crate::layer::LayerSpec;
 use crate::log::RateLimit;
 use crate::server::shared::DiskShared;
-use crate::statistics::StatsPage;
+use crate::statistics::DiskPages;
 use crate::time::{Clock, Now};
 use crate::vbd::Failure;
 
@@ -108,7 +108,7 @@ pub struct Wiring {
     /// What it shows.
     pub shared: Arc<DiskShared>,
     /// Where it shows it to other programs.
-    pub page: Option<StatsPage>,
+    pub pages: DiskPages,
     /// What it is asked.
     pub commands: Receiver<Envelope>,
     /// How it answers.
@@ -297,9 +297,7 @@ impl DiskThread {
     }
 
     fn publish(&mut self) {
-        if let Some(page) = &mut self.wiring.page {
-            page.publish(&self.disk.vbd.counters().page_values());
-        }
+        self.wiring.pages.publish(self.disk.vbd.counters());
         let Disk { vbd, nbd, ring, .. } = &mut self.disk;
         self.wiring.shared.publish(vbd.queue(), nbd.as_ref(), ring.as_ref());
     }

@@ -19,7 +19,7 @@ use crate::memory::Memory;
 use crate::queue::sim::{Fault, Sim};
 use crate::queue::{Queue, QueueConfig};
 use crate::server::shared::DiskShared;
-use crate::statistics::DiskCounters;
+use crate::statistics::{DiskCounters, DiskPages};
 use crate::vbd::{QUEUE_CAPACITY, RETRY_TIMEOUT, Vbd};
 
 /// A disk with a simulated driver and a simulated queue; its image is a file.
@@ -52,7 +52,7 @@ impl Rig {
         };
         let wiring = Wiring {
             shared: Arc::new(shared),
-            page: None,
+            pages: DiskPages::default(),
             commands: receiver,
             respond: Box::new(respond),
             log: slog::Logger::root(slog::Discard, slog::o!()),

@@ -7,7 +7,7 @@ use nix::errno::Errno;
 use tapdisk_control::message::{Flags, ImageInfo, ListEntry, Params, Request, Response};
 use vhd_files::lock::Policy;
 
-use super::{FORCE_PATIENCE, Server};
+use super::{Bounded, DETACH_PATIENCE, FORCE_PATIENCE, Server};
 use crate::disk::thread::{Command, OpenRequest};
 use crate::error::DiskError;
 use crate::image::{ImageSpec, OpenFlags};
@@ -121,9 +121,38 @@ impl Server {
             return self.close(index, minor);
         }
         self.command(index, minor, Kind::Close, Command::ForceClose)?;
-        let until = self.clock.now().after(FORCE_PATIENCE);
-        self.forced.push((self.next_ticket, minor, until));
+        self.bound(self.next_ticket, minor, Kind::Close, FORCE_PATIENCE);
         Ok(())
+    }
+
+    /// A command is to be answered after so long at the latest.
+    fn bound(&mut self, ticket: u64, minor: u16, kind: Kind, patience: Duration) {
+        let until = self.clock.now().after(patience);
+        self.bounded.push(Bounded { ticket, minor, kind, until });
+    }
+
+    /// The time of a bounded command is up: it is answered now.
+    pub(super) fn give_up_on(&mut self, command: Bounded) {
+        let Bounded { ticket, minor, kind, .. } = command;
+        if kind == Kind::Detach {
+            slog::error!(self.log, "The disk is left behind"; "minor" => minor);
+            return self.finish(ticket, Ok(()));
+        }
+        slog::error!(self.log, "The disk hangs in its storage; given up"; "minor" => minor);
+        self.disks.abandon(minor, ticket);
+        self.finish(ticket, Ok(()));
+        // Who waits for something else on it would wait for the same storage. It counts as closed:
+        // it may be closed by force again, and detached.
+        for waiting in self.disks.pending_of(minor) {
+            let is_close = |known: &Bounded| known.ticket == waiting && known.kind == Kind::Close;
+            if self.bounded.iter().any(is_close) {
+                self.finish(waiting, Ok(()));
+            } else if self.kinds.contains(&(waiting, Kind::Detach)) {
+                self.bound(waiting, minor, Kind::Detach, DETACH_PATIENCE);
+            } else {
+                self.finish(waiting, Err(super::disks::hangs()));
+            }
+        }
     }
 
     fn attach(&mut self, index: usize, minor: u16) -> Result<(), DiskError> {
@@ -140,9 +169,10 @@ impl Server {
     fn detach(&mut self, index: usize, minor: u16) -> Result<(), DiskError> {
         let disk = self.disks.find(minor)?;
         if disk.is_abandoned() {
-            self.forget(minor);
-            self.detached();
-            self.answer(index, &[Response::Detach], &[]);
+            let ticket = self.ticket();
+            self.disks.send_to_abandoned(minor, ticket, Command::Detach)?;
+            self.wait(index, ticket, Kind::Detach);
+            self.bound(ticket, minor, Kind::Detach, DETACH_PATIENCE);
             return Ok(());
         }
         if disk.shared.life().is_open() {
@@ -159,7 +189,7 @@ impl Server {
     fn forget(&mut self, minor: u16) {
         let _ = std::fs::remove_file(self.config.paths.nbd_socket(super::own_pid(), minor));
         self.disks.remove(minor);
-        while let Some(ticket) = self.disks.pending_of(minor) {
+        for ticket in self.disks.pending_of(minor) {
             let gone =
                 DiskError::new(Errno::ENODEV, format!("Minor {minor} was detached meanwhile"));
             self.finish(ticket, Err(gone));
@@ -184,7 +214,7 @@ impl Server {
     pub(super) fn finish(&mut self, ticket: u64, result: Result<(), DiskError>) {
         // A forced close whose disk went another way must not be held against the next one that has
         // its minor.
-        self.forced.retain(|(forced, ..)| *forced != ticket);
+        self.bounded.retain(|command| command.ticket != ticket);
         let Some(pending) = self.disks.answered(ticket) else { return };
         let Some(position) = self.kinds.iter().position(|(known, _)| *known == ticket) else {
             return;
@@ -280,7 +310,7 @@ impl Server {
             .disks
             .shown()
             .map(|disk| disk.minor)
-            .filter(|minor| self.disks.pending_of(*minor).is_none())
+            .filter(|minor| self.disks.pending_of(*minor).is_empty())
             .collect();
         for minor in minors {
             self.leave_one(minor);

@@ -10,14 +10,14 @@ use tapdisk_control::minor::{self, MarkerLock};
 
 use super::shared::DiskShared;
 use super::{Mailbox, ServerConfig};
-use crate::disk::Disk;
 use crate::disk::life::Life;
 use crate::disk::thread::{self, Command, DiskConfig, DiskThread, Envelope, Respond, Wiring};
+use crate::disk::{Disk, door_pages};
 use crate::error::DiskError;
 use crate::memory::Memory;
 use crate::process;
 use crate::queue::{Queue, QueueConfig};
-use crate::statistics::{DiskCounters, PageKind, StatsDirectory, StatsPage};
+use crate::statistics::{DiskCounters, DiskPages, StatsDirectory};
 use crate::vbd::{ARENA_BYTES, QUEUE_CAPACITY, Vbd};
 
 /// A disk, as the control thread holds it.
@@ -78,18 +78,29 @@ impl Disks {
         ticket: u64,
         command: Command,
     ) -> Result<(), DiskError> {
-        let disk = self.find(minor)?;
-        if disk.is_abandoned() {
+        if self.find(minor)?.is_abandoned() {
             return Err(hangs());
         }
+        self.send_to_abandoned(minor, ticket, command)
+    }
+
+    /// The same, also for one that was given up: it may be only slow.
+    pub(super) fn send_to_abandoned(
+        &mut self,
+        minor: u16,
+        ticket: u64,
+        command: Command,
+    ) -> Result<(), DiskError> {
+        let disk = self.find(minor)?;
         disk.post(ticket, command);
         self.pending.push(Pending { ticket, minor });
         Ok(())
     }
 
-    /// A command of this disk that is under way.
-    pub(super) fn pending_of(&self, minor: u16) -> Option<u64> {
-        self.pending.iter().find(|pending| pending.minor == minor).map(|pending| pending.ticket)
+    /// The commands of this disk that are under way.
+    pub(super) fn pending_of(&self, minor: u16) -> Vec<u64> {
+        let pending = self.pending.iter().filter(|pending| pending.minor == minor);
+        pending.map(|pending| pending.ticket).collect()
     }
 
     /// The command of this ticket is answered.
@@ -201,7 +212,7 @@ struct Starter {
     vbd: Vbd,
     config: DiskConfig,
     shared: Arc<DiskShared>,
-    page: Option<StatsPage>,
+    pages: DiskPages,
     marker: Option<Arc<MarkerLock>>,
     mailbox: Mailbox,
     ticket: u64,
@@ -234,11 +245,11 @@ impl Starter {
             ring_path.is_some(),
             counters.reader(),
         );
-        let page = statistics.and_then(|directory| {
-            directory
-                .page(PageKind::Vdi, minor)
-                .inspect_err(|error| slog::warn!(log, "No statistics page"; "error" => %error))
-                .ok()
+        let kinds = door_pages(ring_path.is_some());
+        let pages = statistics.map_or_else(DiskPages::default, |directory| {
+            DiskPages::create(directory, minor, kinds, |error| {
+                slog::warn!(log, "No statistics page"; "error" => %error);
+            })
         });
         Ok(Self {
             poll,
@@ -250,7 +261,7 @@ impl Starter {
                 ring_path,
             },
             shared: Arc::new(shared),
-            page,
+            pages,
             marker: None,
             mailbox: mailbox.clone(),
             ticket,
@@ -265,7 +276,7 @@ impl Starter {
         let mailbox = self.mailbox.clone();
         let respond: Respond = Box::new(move |ticket, result| mailbox.post(ticket, result));
         let wiring =
-            Wiring { shared: self.shared, page: self.page, commands, respond, log: self.log };
+            Wiring { shared: self.shared, pages: self.pages, commands, respond, log: self.log };
         let disk = Disk::new(self.vbd);
         let started = DiskThread::new(disk, self.poll, self.config, wiring);
         match started {

@@ -49,6 +49,11 @@ const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 /// A forced close is answered after so long at the latest.
 const FORCE_PATIENCE: Duration = Duration::from_millis(50);
 
+/// The detach of a disk that did not obey a forced close is answered after so long at the latest.
+/// Storage that is only slow, when it makes the last writes durable, is done by then; and who frees
+/// the minor next finds it free.
+const DETACH_PATIENCE: Duration = Duration::from_secs(5);
+
 /// How the process serves, from its command line.
 #[derive(Clone, Debug)]
 pub struct ServerConfig {
@@ -74,8 +79,8 @@ pub struct Server {
     next_ticket: u64,
     /// What each command's connection is to be told.
     kinds: Vec<(u64, Kind)>,
-    /// Forced closes that their disk has not answered: until when to wait.
-    forced: Vec<(u64, u16, Now)>,
+    /// Commands that are answered even if their disk does not.
+    bounded: Vec<Bounded>,
     statistics: Option<StatsDirectory>,
     signals: Signals,
     clock: Clock,
@@ -95,6 +100,16 @@ impl std::fmt::Debug for Server {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         formatter.debug_struct("Server").field("socket", &self.socket_path).finish_non_exhaustive()
     }
+}
+
+/// A command that is answered at a certain time, whatever its disk does: a forced close, or the
+/// detach of a disk that did not obey one.
+#[derive(Clone, Copy, Debug)]
+struct Bounded {
+    ticket: u64,
+    minor: u16,
+    kind: Kind,
+    until: Now,
 }
 
 /// The answer of a disk's thread to a command.
@@ -173,7 +188,7 @@ impl Server {
             replies,
             next_ticket: 1,
             kinds: Vec::new(),
-            forced: Vec::new(),
+            bounded: Vec::new(),
             statistics,
             signals,
             clock: Clock::start(),
@@ -234,9 +249,9 @@ impl Server {
     fn timeout(&self) -> Option<Duration> {
         let now = self.clock.now();
         let connections = self.connections.iter().flatten().filter_map(Connection::deadline);
-        let forced = self.forced.iter().map(|(_, _, until)| *until);
+        let bounded = self.bounded.iter().map(|command| command.until);
         let again = self.leave_again.into_iter().chain(self.accept_again);
-        connections.chain(forced).chain(again).min().map(|next| next.since(now))
+        connections.chain(bounded).chain(again).min().map(|next| next.since(now))
     }
 
     fn accept(&mut self) {
@@ -379,17 +394,8 @@ impl Server {
             self.leave_again = None;
             self.leave();
         }
-        while let Some(position) = self.forced.iter().position(|(_, _, until)| *until <= now) {
-            let (ticket, minor, _) = self.forced.swap_remove(position);
-            slog::error!(self.log, "The disk hangs in its storage; given up"; "minor" => minor);
-            self.disks.abandon(minor, ticket);
-            self.finish(ticket, Ok(()));
-            // Who waits for something else on it would wait for the same storage.
-            while let Some(waiting) = self.disks.pending_of(minor) {
-                let is_forced = self.forced.iter().any(|(forced, ..)| *forced == waiting);
-                let result = if is_forced { Ok(()) } else { Err(disks::hangs()) };
-                self.finish(waiting, result);
-            }
+        while let Some(position) = self.bounded.iter().position(|command| command.until <= now) {
+            self.give_up_on(self.bounded[position]);
         }
     }
 

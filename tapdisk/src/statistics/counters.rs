@@ -15,6 +15,9 @@ use crate::request::{Op, SECTOR_SIZE};
 /// 40: the storage manager's longest chain is 30, and the filters of a chain count as images.
 pub const LAYERS_MAX: usize = 40;
 
+/// The most doors of one disk: requests are counted by the door that they came through.
+pub const DOORS_MAX: usize = 2;
+
 const OPS: usize = 6;
 
 /// What is told apart in the latencies.
@@ -93,7 +96,7 @@ struct ImageCounters {
 
 #[derive(Debug)]
 struct Shared {
-    ops: [OpCounters; OPS],
+    doors: [[OpCounters; OPS]; DOORS_MAX],
     outstanding: Counter,
     retries: Counter,
     latency: [AtomicHistogram; 4],
@@ -136,7 +139,7 @@ impl DiskCounters {
     pub fn new() -> Self {
         Self {
             shared: Arc::new(Shared {
-                ops: Default::default(),
+                doors: Default::default(),
                 outstanding: Counter::default(),
                 retries: Counter::default(),
                 latency: std::array::from_fn(|_| AtomicHistogram::new()),
@@ -151,10 +154,10 @@ impl DiskCounters {
         CountersReader { shared: Arc::clone(&self.shared) }
     }
 
-    /// A request of `bytes` bytes was taken from a door.
+    /// A request of `bytes` bytes was taken from a door, one below [`DOORS_MAX`].
     #[inline]
-    pub fn submitted(&mut self, op: Op, bytes: u64) {
-        let counters = &self.shared.ops[index_of(op)];
+    pub fn submitted(&mut self, door: u8, op: Op, bytes: u64) {
+        let counters = &self.shared.doors[usize::from(door)][index_of(op)];
         counters.submitted.add(1);
         counters.bytes.add(bytes);
         self.shared.outstanding.add(1);
@@ -165,11 +168,11 @@ impl DiskCounters {
     /// # Panics
     /// When none was outstanding.
     #[inline]
-    pub fn completed(&mut self, op: Op, ok: bool, elapsed_us: u64) {
+    pub fn completed(&mut self, door: u8, op: Op, ok: bool, elapsed_us: u64) {
         let outstanding = self.shared.outstanding.get();
         assert!(outstanding > 0, "only a request that was taken is answered");
         self.shared.outstanding.set(outstanding - 1);
-        let counters = &self.shared.ops[index_of(op)];
+        let counters = &self.shared.doors[usize::from(door)][index_of(op)];
         counters.completed.add(1);
         counters.ticks_us.add(elapsed_us);
         if !ok {
@@ -208,12 +211,16 @@ impl DiskCounters {
         }
     }
 
-    /// What the page of this disk in `/dev/shm` shows: cheap enough for every turn of the loop.
+    /// What the page of a door in `/dev/shm` shows: cheap enough for every turn of the loop. That of
+    /// the disk shows the sum.
     #[must_use]
-    pub fn page_values(&self) -> PageValues {
-        let [read, write] = [&self.shared.ops[0], &self.shared.ops[1]];
+    pub fn page_values(&self, door: u8) -> PageValues {
+        let ops = &self.shared.doors[usize::from(door)];
+        let [read, write] = [&ops[0], &ops[1]];
+        let sum = |count: fn(&OpCounters) -> u64| ops.iter().map(count).fold(0, u64::wrapping_add);
+        let submitted = sum(|op| op.submitted.get());
         PageValues {
-            outstanding: self.shared.outstanding.get(),
+            outstanding: submitted.wrapping_sub(sum(|op| op.completed.get())),
             read_submitted: read.submitted.get(),
             read_completed: read.completed.get(),
             read_sectors: sectors(read.bytes.get()),
@@ -222,7 +229,7 @@ impl DiskCounters {
             write_completed: write.completed.get(),
             write_sectors: sectors(write.bytes.get()),
             write_ticks_us: write.ticks_us.get(),
-            io_errors: self.shared.io_errors(),
+            io_errors: sum(|op| op.errors.get()),
             flags: 0,
         }
     }
@@ -236,7 +243,12 @@ impl Default for DiskCounters {
 
 impl Shared {
     fn io_errors(&self) -> u64 {
-        self.ops.iter().fold(0, |sum, op| sum.wrapping_add(op.errors.get()))
+        self.sum(|ops| ops.iter().map(|op| op.errors.get()).fold(0, u64::wrapping_add))
+    }
+
+    /// Of all doors.
+    fn sum(&self, count: impl Fn(&[OpCounters; OPS]) -> u64) -> u64 {
+        self.doors.iter().map(count).fold(0, u64::wrapping_add)
     }
 }
 
@@ -251,13 +263,14 @@ impl CountersReader {
     #[must_use]
     pub fn load(&self) -> DiskStats {
         let op = |op| {
-            let counters = &self.shared.ops[index_of(op)];
+            let sum =
+                |count: fn(&OpCounters) -> u64| self.shared.sum(|ops| count(&ops[index_of(op)]));
             OpStats {
-                submitted: counters.submitted.get(),
-                completed: counters.completed.get(),
-                bytes: counters.bytes.get(),
-                ticks_us: counters.ticks_us.get(),
-                errors: counters.errors.get(),
+                submitted: sum(|op| op.submitted.get()),
+                completed: sum(|op| op.completed.get()),
+                bytes: sum(|op| op.bytes.get()),
+                ticks_us: sum(|op| op.ticks_us.get()),
+                errors: sum(|op| op.errors.get()),
             }
         };
         DiskStats {
@@ -351,10 +364,10 @@ mod tests {
     #[test]
     fn a_request_is_outstanding_until_it_is_answered() {
         let mut counters = DiskCounters::new();
-        counters.submitted(Op::Read, 4096);
-        counters.submitted(Op::Write, 512);
+        counters.submitted(0, Op::Read, 4096);
+        counters.submitted(0, Op::Write, 512);
         assert_eq!(counters.reader().load().outstanding, 2);
-        counters.completed(Op::Write, false, MILLISECOND);
+        counters.completed(0, Op::Write, false, MILLISECOND);
         let stats = counters.reader().load();
         assert_eq!(stats.outstanding, 1);
         assert_eq!((stats.write.completed, stats.write.errors, stats.io_errors), (1, 1, 1));
@@ -367,7 +380,7 @@ mod tests {
     #[test]
     #[should_panic(expected = "only a request that was taken is answered")]
     fn asserts_on_an_answer_without_a_request() {
-        DiskCounters::new().completed(Op::Read, true, MILLISECOND);
+        DiskCounters::new().completed(0, Op::Read, true, MILLISECOND);
     }
 
     #[test]
@@ -375,7 +388,7 @@ mod tests {
         let ops = [Op::Read, Op::Write, Op::Flush, Op::Trim, Op::WriteZeroes, Op::BlockStatus];
         for op in ops {
             let mut counters = DiskCounters::new();
-            counters.submitted(op, 512);
+            counters.submitted(0, op, 512);
             let stats = counters.reader().load();
             let submitted = [
                 stats.read.submitted,
@@ -408,7 +421,7 @@ mod tests {
     fn another_thread_reads_what_was_counted() {
         let mut counters = DiskCounters::new();
         let reader = counters.reader();
-        counters.submitted(Op::Flush, 0);
+        counters.submitted(0, Op::Flush, 0);
         counters.retried();
         let stats = std::thread::spawn(move || reader.load()).join().unwrap();
         assert_eq!((stats.flush.submitted, stats.retries), (1, 1));
@@ -417,11 +430,27 @@ mod tests {
     #[test]
     fn the_page_shows_reads_and_writes_and_all_errors() {
         let mut counters = DiskCounters::new();
-        counters.submitted(Op::Read, 1024);
-        counters.submitted(Op::Trim, 1 << 20);
-        counters.completed(Op::Trim, false, MILLISECOND);
-        let page = counters.page_values();
+        counters.submitted(0, Op::Read, 1024);
+        counters.submitted(0, Op::Trim, 1 << 20);
+        counters.completed(0, Op::Trim, false, MILLISECOND);
+        let page = counters.page_values(0);
         assert_eq!((page.read_submitted, page.read_sectors, page.outstanding), (1, 2, 1));
         assert_eq!((page.write_sectors, page.io_errors), (0, 1));
+    }
+
+    #[test]
+    fn a_door_shows_what_came_through_it_and_the_disk_the_sum() {
+        let mut counters = DiskCounters::new();
+        counters.submitted(0, Op::Read, 1024);
+        counters.submitted(1, Op::Read, 512);
+        counters.submitted(1, Op::Flush, 0);
+        counters.completed(1, Op::Flush, false, MILLISECOND);
+        let [ring, nbd] = [0, 1].map(|door| counters.page_values(door));
+        assert_eq!((ring.read_sectors, ring.outstanding, ring.io_errors), (2, 1, 0));
+        assert_eq!((nbd.read_sectors, nbd.outstanding, nbd.io_errors), (1, 1, 1));
+        let sum = ring.plus(&nbd);
+        assert_eq!((sum.read_submitted, sum.read_sectors, sum.outstanding), (2, 3, 2));
+        let stats = counters.reader().load();
+        assert_eq!((stats.read.submitted, stats.outstanding, stats.io_errors), (2, 2, 1));
     }
 }

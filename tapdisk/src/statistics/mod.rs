@@ -14,14 +14,16 @@ mod counters;
 mod histogram;
 mod json;
 mod page;
+mod pages;
 mod report;
 
 pub use counters::{
-    CountersReader, DiskCounters, DiskStats, ImageStats, LAYERS_MAX, OpClass, OpStats,
+    CountersReader, DOORS_MAX, DiskCounters, DiskStats, ImageStats, LAYERS_MAX, OpClass, OpStats,
 };
 pub use histogram::Histogram;
 pub use json::Json;
 pub use page::{PageKind, PageValues, StatsDirectory, StatsPage};
+pub use pages::DiskPages;
 pub use report::{
     DriverStatus, ImageView, NbdView, QueueView, StatsView, TapView, stats_json, stats_json_all,
 };

@@ -84,6 +84,24 @@ pub struct PageValues {
 }
 
 impl PageValues {
+    /// Both together.
+    #[must_use]
+    pub fn plus(&self, other: &Self) -> Self {
+        Self {
+            outstanding: self.outstanding.wrapping_add(other.outstanding),
+            read_submitted: self.read_submitted.wrapping_add(other.read_submitted),
+            read_completed: self.read_completed.wrapping_add(other.read_completed),
+            read_sectors: self.read_sectors.wrapping_add(other.read_sectors),
+            read_ticks_us: self.read_ticks_us.wrapping_add(other.read_ticks_us),
+            write_submitted: self.write_submitted.wrapping_add(other.write_submitted),
+            write_completed: self.write_completed.wrapping_add(other.write_completed),
+            write_sectors: self.write_sectors.wrapping_add(other.write_sectors),
+            write_ticks_us: self.write_ticks_us.wrapping_add(other.write_ticks_us),
+            io_errors: self.io_errors.wrapping_add(other.io_errors),
+            flags: self.flags | other.flags,
+        }
+    }
+
     fn get(&self, counter: Counter) -> u64 {
         match counter {
             Counter::Outstanding => self.outstanding,

@@ -212,7 +212,7 @@ impl Vbd {
             self.busy_since = self.now;
         }
         let index = self.slots.take(door, request, self.now);
-        self.counters.submitted(request.op, request.len);
+        self.counters.submitted(door, request.op, request.len);
         match check(request, self.info) {
             Ok(()) => self.begin(index),
             Err(errno) => self.finished(index, Status::Failed(errno)),
@@ -391,7 +391,8 @@ impl Vbd {
             let slot = self.slots.get(index);
             let answer = Answer { status: slot.status, extent: slot.extent };
             let elapsed_us = self.now.microseconds_since(slot.started);
-            self.counters.completed(slot.request.op, slot.status == Status::Done, elapsed_us);
+            let is_done = slot.status == Status::Done;
+            self.counters.completed(slot.door, slot.request.op, is_done, elapsed_us);
             deliver(slot.door, slot.request.token, answer, &mut self.memory);
             self.slots.free_finished();
             count += 1;
