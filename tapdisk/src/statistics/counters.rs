@@ -211,8 +211,8 @@ impl DiskCounters {
         }
     }
 
-    /// What the page of a door in `/dev/shm` shows: cheap enough for every turn of the loop. That of
-    /// the disk shows the sum.
+    /// What the page of a door in `/dev/shm` shows: cheap enough for every turn of the loop. That
+    /// of the disk shows the sum.
     #[must_use]
     pub fn page_values(&self, door: u8) -> PageValues {
         let ops = &self.shared.doors[usize::from(door)];

@@ -21,8 +21,8 @@ pub struct DiskPages {
 }
 
 impl DiskPages {
-    /// Makes those that can be made; `failed` is told of the others. `doors`: by their numbers, what
-    /// is there.
+    /// Makes those that can be made; `failed` is told of the others. `doors`: by their numbers,
+    /// what is there.
     pub fn create(
         directory: &StatsDirectory,
         minor: u16,
