@@ -191,6 +191,13 @@ impl Sparse {
         all.filter(|(block, _)| *block < self.blocks)
     }
 
+    /// Where the blocks of the disk are, with their bitmaps, in bytes.
+    pub(super) fn block_ranges(&self) -> impl Iterator<Item = Range<u64>> + '_ {
+        let size = u64::from(self.block_size().total_sectors()) << 9;
+        let range = move |place: Sector| place.offset()..place.offset().saturating_add(size);
+        self.allocated().map(move |(_, place)| range(place))
+    }
+
     /// Behind everything that is there.
     pub(super) fn placement(&self) -> Placement {
         Placement::of(&self.layout, self.allocated().map(|(_, place)| place))
@@ -297,11 +304,20 @@ impl Batmap {
 
     /// Sets bits, as far as the checksum covers them. Has that changed anything?
     pub(super) fn set_all(&mut self, blocks: &[u32]) -> bool {
+        self.change(blocks, true)
+    }
+
+    /// Clears bits. Has that changed anything?
+    pub(super) fn clear_all(&mut self, blocks: &[u32]) -> bool {
+        self.change(blocks, false)
+    }
+
+    fn change(&mut self, blocks: &[u32], is_set: bool) -> bool {
         let mut is_changed = false;
         for block in blocks.iter().copied() {
             let is_covered = usize::try_from(block >> 3).is_ok_and(|at| at < self.map.len());
-            if is_covered && !bits::get(&self.map, block) {
-                bits::set(&mut self.map, block, true);
+            if is_covered && bits::get(&self.map, block) != is_set {
+                bits::set(&mut self.map, block, is_set);
                 is_changed = true;
             }
         }

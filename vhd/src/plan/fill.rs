@@ -103,7 +103,7 @@ impl Fill {
     }
 }
 
-/// Where the sectors from `at` on come from, and how many of `count`, at least one, come from there.
+/// Where the sectors from `at` on come from, and how many of `count` do: at least one.
 fn source_of(files: &dyn Files, below: &[Below], at: u64, count: u64) -> Result<(Source, u64)> {
     let mut count = count;
     for image in below {

@@ -6,11 +6,13 @@
 //! What each operation relies on is written down in `docs/vhd-operations.md`.
 
 pub mod coalesce;
+pub mod compact;
 pub mod crash;
 mod disk;
 pub mod fill;
 pub mod journal;
 pub mod memory;
+pub mod modify;
 pub mod repair;
 pub mod resize;
 pub mod revert;

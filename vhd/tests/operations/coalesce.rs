@@ -77,8 +77,8 @@ fn a_coalesce_into_a_vhd_is_unnoticed_at_every_cut() {
     }
 }
 
-/// A child and a parent that holds rubbish wherever nothing refers to, and the same with a footer of
-/// the parent in the last sector that is copied.
+/// A child and a parent that holds rubbish wherever nothing refers to, and the same with a footer
+/// of the parent in the last sector that is copied.
 fn hostile() -> [Storage; 2] {
     let child = Spec::new(6, &[(4, 0xff), (1, 0x3c)]).child().build();
     let spec = Spec::new(6, &[(5, 0xff), (1, 0x81)]).to_be_parent();

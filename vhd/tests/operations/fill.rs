@@ -12,8 +12,8 @@ fn plan(files: &dyn Files) -> vhd::Result<Box<dyn Plan>> {
     fill(files, None)
 }
 
-/// A child, over a child, over a raw image that ends in the middle of a sector. The last sector that
-/// comes from the parent could be a footer of the child.
+/// A child, over a child, over a raw image that ends in the middle of a sector. The last sector
+/// that comes from the parent could be a footer of the child.
 fn chain() -> Storage {
     let child = Spec::new(4, &[(3, 0x0f), (1, 0x3c)]).child().build();
     let middle = Spec::new(3, &[(2, 0xf1), (1, 0x81)]).to_be_parent();

@@ -4,9 +4,11 @@
 #![allow(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
 mod coalesce;
+mod compact;
 mod fill;
 mod image;
 mod law;
+mod modify;
 mod repair;
 mod resize;
 mod set;
