@@ -16,3 +16,4 @@ pub mod number;
 pub mod options;
 pub mod program;
 pub mod progress;
+pub mod vhd_util;

@@ -34,6 +34,21 @@ pub fn unsigned(text: &OsStr) -> Result<u64, String> {
     number.ok_or_else(|| format!("{:?}, want a number from 0 to {}", text, u64::MAX))
 }
 
+/// Bytes, with K, M, G or T behind for powers of 1024.
+///
+/// # Errors
+/// What was found and wanted.
+pub fn size(text: &OsStr) -> Result<u64, String> {
+    let wrong = || format!("{text:?}, want bytes, such as 4096, 50M or 1G");
+    let text = text.to_str().ok_or_else(wrong)?;
+    let letters = [('K', 10), ('M', 20), ('G', 30), ('T', 40)];
+    let known =
+        letters.iter().find_map(|(letter, shift)| Some((text.strip_suffix(*letter)?, *shift)));
+    let (digits, shift) = known.unwrap_or((text, 0));
+    let number: u64 = digits.parse().map_err(|_| wrong())?;
+    number.checked_mul(1 << shift).ok_or_else(wrong)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -54,6 +69,16 @@ mod tests {
             ("-2147483648", i32::MIN),
         ] {
             assert_eq!(atoi(OsStr::new(text)), Some(value), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_size_may_have_a_letter() {
+        for (text, bytes) in [("0", 0), ("4096", 4096), ("50M", 50 << 20), ("1T", 1 << 40)] {
+            assert_eq!(size(OsStr::new(text)), Ok(bytes), "{text}");
+        }
+        for text in ["", "M", "1.5G", "1GB", "-1", "16777216T"] {
+            assert!(size(OsStr::new(text)).is_err(), "{text}");
         }
     }
 

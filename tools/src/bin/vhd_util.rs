@@ -1,0 +1,11 @@
+//! vhd-util, the program.
+
+#![forbid(unsafe_code)]
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
+    ExitCode::from(tap_tools::vhd_util::PROGRAM.start(&arguments))
+}

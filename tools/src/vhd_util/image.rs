@@ -1,0 +1,317 @@
+//! An image that a command works on: opened, with errors that name it.
+
+use std::ops::Deref;
+use std::path::{Path, PathBuf};
+
+use vhd::batmap::KeyHash;
+use vhd::chain::{Chain, ChainOptions};
+use vhd::footer::{DiskType, FOOTER_SIZE};
+use vhd::gate::Gate;
+use vhd::header::{BlockSize, HEADER_SIZE};
+use vhd::image::LoadOptions;
+use vhd::locator::Platform;
+use vhd::read_at::{ReadAt, truncated};
+use vhd::{Error, ErrorKind, Result};
+use vhd_files::file::ImageFile;
+use vhd_files::host::LocalHost;
+
+use super::attribute;
+use super::dump::{FooterBytes, HeaderBytes, NamedLocator};
+use crate::console::Failure;
+use crate::lvm::Segment;
+
+/// Names a directory, or several between colons, in which raw parents may be besides the
+/// directory of their child.
+const PARENTS: &str = "VHD_UTIL_PARENTS";
+
+/// Which of the footers counts, and what is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Reading {
+    /// Also an image whose resize was interrupted.
+    Lenient,
+    /// The same, by the copy of the footer at the start.
+    LenientCopy,
+    /// Only what can be served.
+    Strict,
+}
+
+impl Reading {
+    fn options(self) -> LoadOptions {
+        LoadOptions {
+            footer_copy_only: self == Self::LenientCopy,
+            for_inspection: self != Self::Strict,
+        }
+    }
+}
+
+/// Where the bytes of an image are.
+#[derive(Debug)]
+pub(crate) enum Store {
+    /// A file or device.
+    File(ImageFile),
+    /// A piece of a physical volume; it says of itself how long it is.
+    Segment(ImageFile, Segment),
+}
+
+impl ReadAt for Store {
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
+        match self {
+            Self::File(file) => file.read_at(offset, buffer),
+            Self::Segment(file, segment) => {
+                let end = offset.saturating_add(buffer.len() as u64);
+                if end > segment.length {
+                    let found = segment.length.saturating_sub(offset);
+                    let found = usize::try_from(found).unwrap_or(0);
+                    return Err(truncated(offset, found, buffer.len()));
+                }
+                file.read_at(segment.start.saturating_add(offset), buffer)
+            }
+        }
+    }
+
+    fn length(&self) -> Result<u64> {
+        match self {
+            Self::File(file) => file.length(),
+            Self::Segment(_, segment) => Ok(segment.length),
+        }
+    }
+}
+
+/// An image that is open for reading.
+#[derive(Debug)]
+pub(crate) struct Image {
+    image: vhd::image::Image<Store>,
+    path: PathBuf,
+}
+
+impl Deref for Image {
+    type Target = vhd::image::Image<Store>;
+
+    fn deref(&self) -> &Self::Target {
+        &self.image
+    }
+}
+
+/// Opens one.
+pub(crate) fn open(path: &Path, reading: Reading) -> Result<Image> {
+    load(path, Store::File(ImageFile::open(path)?), reading)
+}
+
+/// Opens one that starts with this piece of a physical volume.
+pub(crate) fn open_segment(name: &Path, segment: &Segment, reading: Reading) -> Result<Image> {
+    let file = ImageFile::open(&segment.device)?;
+    load(name, Store::Segment(file, segment.clone()), reading)
+}
+
+fn load(path: &Path, store: Store, reading: Reading) -> Result<Image> {
+    let image = vhd::image::Image::load(store, reading.options())?;
+    Ok(Image { image, path: path.to_owned() })
+}
+
+/// The length of a file or device, in bytes.
+pub(crate) fn length(path: &Path) -> Result<u64> {
+    ImageFile::open(path)?.length()
+}
+
+/// The failure of something that was done to a file.
+pub(crate) fn failure(path: &Path, error: &Error) -> Failure {
+    Failure::Errno { errno: error.errno(), explanation: format!("{}: {error}", path.display()) }
+}
+
+/// The parents that may be opened for a child: VHDs anywhere, for they must carry the identity
+/// that the child names; raw ones, which are told from nothing, in its directory and below, and
+/// where the operator says.
+pub(crate) fn gate(child: &Path) -> Result<Gate> {
+    listed(Gate::of_child(&LocalHost, child)?.with_vhd_anywhere())
+}
+
+fn listed(mut gate: Gate) -> Result<Gate> {
+    let listed = std::env::var_os(PARENTS).unwrap_or_default();
+    for directory in std::env::split_paths(&listed).filter(|path| !path.as_os_str().is_empty()) {
+        gate = gate.and(&LocalHost, &directory)?;
+    }
+    Ok(gate)
+}
+
+/// The canonical path of a file.
+pub(crate) fn canonical(path: &Path) -> Result<PathBuf> {
+    vhd::paths::canonical(&LocalHost, path)
+}
+
+/// An image and its ancestors, as one disk.
+pub(crate) fn chain(path: &Path, options: ChainOptions) -> Result<Chain<ImageFile>> {
+    Chain::open(&LocalHost, path, &gate(path)?, options)
+}
+
+/// How a type is called in JSON.
+pub(crate) fn type_name(disk_type: DiskType) -> &'static str {
+    match disk_type {
+        DiskType::Fixed => "fixed",
+        DiskType::Dynamic => "dynamic",
+        DiskType::Differencing => "differencing",
+        DiskType::Other(_) => "other",
+    }
+}
+
+impl Image {
+    /// As it was named.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The failure of something that was done to it.
+    pub(crate) fn failure(&self, error: &Error) -> Failure {
+        failure(&self.path, error)
+    }
+
+    /// The sectors of the disk; a part of one at the end does not count.
+    pub(crate) fn sector_count(&self) -> u64 {
+        self.virtual_size() >> 9
+    }
+
+    /// Where the footer ends: what of the file is in use, in bytes.
+    pub(crate) fn physical_size(&self) -> Result<u64> {
+        if self.header().is_none() {
+            return Ok(self.file_size());
+        }
+        // As ever: where the batmap is damaged nobody can say where the metadata end.
+        self.batmap()?;
+        Ok(self.end_of_data()?.saturating_add(FOOTER_SIZE as u64))
+    }
+
+    /// Blocks that are stored, of 2 MiB where the format has none.
+    pub(crate) fn allocated(&self) -> Result<u64> {
+        if let DiskType::Other(found) = self.footer().disk_type {
+            return Err(ErrorKind::DiskType(found).into());
+        }
+        match self.header() {
+            Some(_) => Ok(self.allocated_count()?.into()),
+            None => Ok(self.virtual_size().div_ceil(BlockSize::DEFAULT.bytes())),
+        }
+    }
+
+    /// Whether the table can be read, and is long enough; and is there, if it is needed.
+    pub(crate) fn check_table(&self, is_needed: bool) -> Result<()> {
+        if let DiskType::Other(found) = self.footer().disk_type {
+            return Err(ErrorKind::DiskType(found).into());
+        }
+        if self.header().is_none() && !is_needed {
+            return Ok(());
+        }
+        if self.header().is_none() {
+            let code = u64::from(self.footer().disk_type.code());
+            let (part, wanted) = (vhd::Part::Footer, "3 or 4: only those have a table");
+            return Err(ErrorKind::Field { part, field: "type", found: code, wanted }.into());
+        }
+        let count = self.block_count()?;
+        match count.checked_sub(1) {
+            Some(last) => self.bat_entry(vhd::units::BlockIndex(last)).map(drop),
+            None => Ok(()),
+        }
+    }
+
+    /// Free for a storage manager: of the batmap's header, or an attribute of the file.
+    pub(crate) fn marker(&self) -> Result<u8> {
+        match self.batmap_header() {
+            Ok(Some(header)) => Ok(header.marker),
+            Err(error) if matches!(error.kind(), ErrorKind::Io { .. }) => Err(error),
+            // What is in its place says nothing.
+            Err(_) => Ok(0),
+            Ok(None) => Ok(attribute::get(&self.path, "marker")
+                .map_or(0, |it| it.first().copied().unwrap_or(0))),
+        }
+    }
+
+    /// What recognises the key of an encrypted image.
+    pub(crate) fn keyhash(&self) -> Result<Option<KeyHash>> {
+        Ok(self.batmap_header()?.and_then(|header| header.keyhash))
+    }
+
+    /// The path of the parent.
+    pub(crate) fn parent(&self) -> Result<PathBuf> {
+        let child = canonical(&self.path)?;
+        gate(&child)?.parent(&LocalHost, &child, &self.image)
+    }
+
+    /// The parent's name as the header has it.
+    pub(crate) fn header_parent_name(&self) -> Result<String> {
+        self.header().map_or_else(|| Ok(String::new()), |header| header.parent_name.decode())
+    }
+
+    /// It and its ancestors, as one disk; ENOENT and the like for those.
+    pub(crate) fn chain(&self) -> Result<Chain<ImageFile>> {
+        chain(&self.path, ChainOptions::default())
+    }
+
+    /// The same, to be shown to a person: also one whose resize was interrupted, what is encrypted
+    /// as it is stored, and a parent that has not the identity that the child wants, if that is in
+    /// a place where raw ones may be, too.
+    pub(crate) fn chain_for_inspection(&self) -> Result<Chain<ImageFile>> {
+        let load = Reading::Lenient.options();
+        let options = ChainOptions { load, as_stored: true, any_parent_uuid: false };
+        match chain(&self.path, options) {
+            Err(error) if matches!(error.kind(), ErrorKind::ParentUuid { .. }) => {
+                let gate = listed(Gate::of_child(&LocalHost, &self.path)?)?;
+                let options = ChainOptions { any_parent_uuid: true, ..options };
+                Chain::open(&LocalHost, &self.path, &gate, options)
+            }
+            result => result,
+        }
+    }
+
+    /// The parent's name as the first locator that can be read has it.
+    pub(crate) fn parent_name(&self) -> Result<String> {
+        let mut locators = self.locators().into_iter();
+        let name = locators.find_map(|locator| locator.name);
+        name.ok_or_else(|| ErrorKind::NoLocator.into())
+    }
+
+    /// The locators that are in use, with their texts.
+    pub(crate) fn locators(&self) -> Vec<NamedLocator> {
+        let all = self.header().map(|header| header.locators);
+        let numbered = (0..).zip(all.into_iter().flatten());
+        numbered
+            .filter(|(_, locator)| locator.platform != Platform::None)
+            .map(|(number, locator)| {
+                let name = self.locator_path(number).ok().flatten();
+                NamedLocator { number, locator, name }
+            })
+            .collect()
+    }
+
+    /// How many images the chain has, this one included.
+    pub(crate) fn depth(&self) -> Result<u32> {
+        if !self.is_differencing() {
+            return Ok(1);
+        }
+        let options = ChainOptions {
+            load: Reading::Lenient.options(),
+            as_stored: true,
+            any_parent_uuid: true,
+        };
+        let chain = chain(&self.path, options)?;
+        Ok(u32::try_from(chain.members().len()).unwrap_or(u32::MAX))
+    }
+}
+
+/// The bytes where a footer and a header should be, of a file that is no image; zeros for what
+/// there is not. `None` if the file cannot be read at all.
+pub(crate) fn remains(path: &Path) -> Option<(FooterBytes, HeaderBytes)> {
+    let file = ImageFile::open(path).ok()?;
+    let length = file.length().ok()?;
+    let (mut footer, mut header) = ([0; FOOTER_SIZE], [0; HEADER_SIZE]);
+    let places = [length.checked_sub(FOOTER_SIZE as u64), Some(0)];
+    for place in places.into_iter().flatten() {
+        footer = [0; FOOTER_SIZE];
+        if file.read_at(place, &mut footer).is_ok() && vhd::footer::Footer::parse(&footer).is_ok() {
+            let fields = vhd::footer::Footer::fields(&footer);
+            if fields.disk_type.has_blocks()
+                && file.read_at(fields.data_offset, &mut header).is_err()
+            {
+                header = [0; HEADER_SIZE];
+            }
+            break;
+        }
+    }
+    Some((footer, header))
+}
