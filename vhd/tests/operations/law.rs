@@ -1,6 +1,8 @@
 //! What is asked of every operation.
 
-use vhd::plan::crash::{Effort, Recording, Tried};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use vhd::plan::crash::{Effort, Recording};
 use vhd::plan::memory::{Fault, MakePlan, Storage};
 use vhd::plan::repair::{RepairOptions, repair};
 use vhd::plan::{File, Files, Plan, Step};
@@ -8,7 +10,7 @@ use vhd::plan::{File, Files, Plan, Step};
 use crate::view::{self, View};
 
 /// Epochs of up to 2^14 states are tried in full.
-pub(crate) const EFFORT: Effort = Effort { exhaustive_pieces_max: 14, samples: 4000, seed: 2026 };
+pub(crate) const EFFORT: Effort = Effort { exhaustive_pieces_max: 14, samples: 16_000, seed: 2026 };
 
 /// For recordings of which only some barrier is missing: enough to notice.
 pub(crate) const QUICK: Effort = Effort { exhaustive_pieces_max: 12, samples: 2000, seed: 7 };
@@ -36,17 +38,24 @@ pub(crate) fn record_any(start: &Storage, make: &MakePlan<'_>) -> Recording {
     start.clone().run(plan.as_mut()).expect("nothing fails")
 }
 
-/// The law holds wherever the power is cut; returns how much was tried.
-pub(crate) fn holds_at_every_cut(name: &str, recording: &Recording, law: Law<'_>) -> Tried {
+/// States that were tried in this run, of all operations.
+static STATES: AtomicU64 = AtomicU64::new(0);
+
+/// The law holds wherever the power is cut. Prints how much was tried: the last line that it
+/// prints has all of it.
+pub(crate) fn holds_at_every_cut(name: &str, recording: &Recording, law: Law<'_>) {
     let tried = match recording.cut_power(EFFORT, law) {
         Ok(tried) => tried,
         Err(complaint) => panic!("{name}: {complaint}"),
     };
+    let before = STATES.fetch_add(tried.states, Ordering::Relaxed);
     println!(
-        "{name}: {} states, {} epochs in full, {} sampled",
-        tried.states, tried.epochs_exhaustive, tried.epochs_sampled
+        "{name}: {} states, {} epochs in full, {} sampled; {} states so far",
+        tried.states,
+        tried.epochs_exhaustive,
+        tried.epochs_sampled,
+        before + tried.states
     );
-    tried
 }
 
 /// Barriers without which the law still holds. The last one is not tried: it says that the result

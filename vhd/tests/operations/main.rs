@@ -6,6 +6,7 @@
 mod coalesce;
 mod compact;
 mod fill;
+mod golden;
 mod image;
 mod law;
 mod modify;
