@@ -26,7 +26,11 @@ pub mod sim;
 mod sys;
 
 pub use control::{Control, ControlError, Places, Tap};
+#[cfg(feature = "sim")]
+pub use ring::RawRing;
 pub use ring::{
     Busy, CreatedDevice, DeviceParams, EntryFault, MappedRing, Message, Op, Reason, Removal,
     RequestId, Ring, RingFault, RingRequest, Segment, TrimParams, parse_entry,
 };
+#[cfg(feature = "sim")]
+pub use sys::discard;

@@ -13,6 +13,10 @@ use nix::errno::Errno;
 
 use crate::abi::{DeviceInfoBoth, NAME_SIZE, Params, TapHandle};
 
+/// `BLKDISCARD`, `_IO(0x12, 119)`: offset and length in bytes.
+#[cfg(feature = "sim")]
+const BLKDISCARD: u32 = 0x1277;
+
 /// The raw calls.
 mod raw {
     #![allow(unreachable_pub)]
@@ -32,6 +36,8 @@ mod raw {
     nix::ioctl_read_bad!(reopen, IOCTL_REOPEN, [u8; NAME_SIZE]);
     nix::ioctl_write_int_bad!(resume, IOCTL_RESUME);
     nix::ioctl_write_int_bad!(remove_device, IOCTL_REMOVE_DEVICE);
+    #[cfg(feature = "sim")]
+    nix::ioctl_write_ptr_bad!(discard, super::BLKDISCARD, [u64; 2]);
 }
 
 /// Allocates the lowest free minor.
@@ -108,5 +114,18 @@ pub(crate) fn resume(ring: BorrowedFd<'_>, error: i32) -> io::Result<()> {
 pub(crate) fn remove_device(ring: BorrowedFd<'_>) -> Result<(), Errno> {
     // SAFETY: the argument is not used; the kernel follows no pointer of ours.
     unsafe { raw::remove_device(ring.as_raw_fd(), 0) }?;
+    Ok(())
+}
+
+/// Discards a range of a block device, for tests: `offset` and `len` in bytes.
+///
+/// # Errors
+/// EOPNOTSUPP when the device has no discard; EINVAL for a range that is not in sectors.
+#[cfg(feature = "sim")]
+pub fn discard(device: BorrowedFd<'_>, offset: u64, len: u64) -> Result<(), Errno> {
+    let range = [offset, len];
+    // SAFETY: the kernel reads 16 bytes of a live value; on what is no block device the number
+    // means nothing.
+    unsafe { raw::discard(device.as_raw_fd(), &raw const range) }?;
     Ok(())
 }

@@ -14,9 +14,13 @@
 use std::io;
 use std::mem::{ManuallyDrop, offset_of};
 use std::os::fd::{AsRawFd, BorrowedFd};
+#[cfg(feature = "sim")]
+use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 
 use memmap2::{MmapOptions, MmapRaw};
+#[cfg(feature = "sim")]
+use nix::{errno::Errno, sys::mman::munmap};
 
 use crate::abi::{DATA_SIZE, ENTRY_SIZE, MAP_SIZE, PAGE_SIZE, RING_ENTRIES, RingHeader, RingPage};
 
@@ -161,9 +165,30 @@ impl Pages {
     }
 }
 
-/// What only the simulated kernel does to the pages.
+/// What only the simulated kernel, and servers with a fault, do to the pages.
 #[cfg(feature = "sim")]
 impl Pages {
+    /// Maps another number of bytes, and unmaps them.
+    pub(crate) fn try_map(fd: BorrowedFd<'_>, bytes: usize) -> io::Result<()> {
+        MmapOptions::new().len(bytes).map_raw(fd.as_raw_fd()).map(drop)
+    }
+
+    /// Tries to unmap one page in the middle of the mapping, which drivers refuse.
+    pub(crate) fn try_unmap_page(&mut self, page: usize) -> Result<(), Errno> {
+        let address =
+            NonNull::new(self.address(page * PAGE_SIZE, PAGE_SIZE)).ok_or(Errno::EFAULT)?;
+        // SAFETY: the page is inside the mapping (`address` checks), which this owns, and no
+        // reference to its bytes exists. Should the call succeed later accesses to the page end the
+        // process by a signal, for as long as nothing else is mapped there: a test fails first.
+        unsafe { munmap(address.cast(), PAGE_SIZE) }
+    }
+
+    /// One word of the ring's page, aligned to 4 bytes.
+    pub(crate) fn ring_word(&self, offset: usize) -> u32 {
+        assert!(offset < PAGE_SIZE, "{offset} is not in the ring's page");
+        self.word32(offset).load(Ordering::Acquire)
+    }
+
     /// Writes the entry of request `index`.
     pub(crate) fn write_entry(&self, index: u32, words: &[u64; ENTRY_SIZE / 8]) {
         for (place, word) in self.entry_words(index).iter().zip(words) {

@@ -80,6 +80,8 @@ mod entry;
 mod lease;
 mod mapped;
 mod mapping;
+#[cfg(feature = "sim")]
+mod raw;
 
 use std::fs::OpenOptions;
 use std::io;
@@ -88,6 +90,8 @@ use std::path::Path;
 pub use device::{CreatedDevice, DeviceParams, Removal, TrimParams};
 pub use entry::{EntryFault, Op, Reason, RequestId, RingRequest, Segment, parse_entry};
 pub use mapped::{Busy, MappedRing, Message, RingFault};
+#[cfg(feature = "sim")]
+pub use raw::RawRing;
 
 pub(crate) use door::Door;
 #[cfg(feature = "sim")]

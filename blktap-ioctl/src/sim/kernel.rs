@@ -111,6 +111,9 @@ impl Kernel {
     }
 
     pub(super) fn map(&self) -> io::Result<Pages> {
+        if self.lock().check_mapped().is_ok() {
+            return Err(Errno::EBUSY.into());
+        }
         let pages = Pages::map(self.memory.as_fd())?;
         // What has been waiting for a ring is published by its first poll.
         self.wake_after(State::mapped);

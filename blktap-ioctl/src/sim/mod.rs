@@ -46,7 +46,7 @@ pub use legacy::PauseState;
 pub use queue::{Outcome, Segments, SimSegment};
 
 use crate::abi::{DeviceInfoBoth, NAME_SIZE, Params};
-use crate::ring::{DeviceParams, Door, MappedRing, Pages, Ring};
+use crate::ring::{DeviceParams, Door, MappedRing, Pages, RawRing, Ring};
 use kernel::Kernel;
 use state::State;
 
@@ -105,6 +105,19 @@ impl Default for SimOptions {
 pub fn create(options: SimOptions) -> io::Result<(Ring, SimDevice)> {
     let kernel = Arc::new(Kernel::new(options)?);
     let ring = Ring::from_door(Door::Sim(SimRing { kernel: Arc::clone(&kernel) }));
+    Ok((ring, SimDevice::new(kernel)))
+}
+
+/// A tap, allocated and with its ring open, for a server that keeps no rule.
+///
+/// # Errors
+/// As [`create`].
+///
+/// # Panics
+/// As [`create`].
+pub fn create_raw(options: SimOptions) -> io::Result<(RawRing, SimDevice)> {
+    let kernel = Arc::new(Kernel::new(options)?);
+    let ring = RawRing::from_door(Door::Sim(SimRing { kernel: Arc::clone(&kernel) }));
     Ok((ring, SimDevice::new(kernel)))
 }
 

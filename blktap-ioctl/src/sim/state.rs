@@ -81,6 +81,9 @@ impl State {
         for offset in (0..PAGE_SIZE).step_by(4) {
             self.pages.write_ring_word(offset, 0);
         }
+        // Both events: as in every fresh ring of Xen's, and used by nobody.
+        self.pages.write_ring_word(4, 1);
+        self.pages.write_ring_word(12, 1);
         self.pages.set_index(Index::Requests, self.req_prod);
         self.pages.set_index(Index::Responses, self.rsp_cons);
     }

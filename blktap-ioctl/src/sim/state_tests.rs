@@ -2,9 +2,7 @@
 
 use std::sync::Arc;
 
-use nix::errno::Errno;
-
-use crate::abi::{DeviceInfoBoth, Params};
+use crate::abi::DeviceInfoBoth;
 use crate::ring::Index;
 use crate::sim::kernel::Kernel;
 use crate::sim::{Segments, SimDevice, SimOptions, SimRing};
@@ -37,31 +35,9 @@ fn respond(ring: &SimRing, index: u32, id: u64, operation: u8) {
 }
 
 #[test]
-fn nothing_works_before_the_ring_is_mapped() {
-    let (ring, _device) = raw(false);
-    let denied = Err(Errno::EACCES);
-    let params = Params { name: [0; 256], capacity: 8, sector_size: 512 };
-    assert_eq!(ring.create_device(&mut DeviceInfoBoth::default()), denied);
-    assert_eq!(ring.create_device_compat(&params), denied);
-    assert_eq!(ring.remove_device(), denied);
-    assert_eq!(ring.respond().unwrap_err().raw_os_error(), Some(Errno::EACCES as i32));
-    assert_eq!(ring.pause().unwrap_err().raw_os_error(), Some(Errno::EACCES as i32));
-}
-
-#[test]
 #[should_panic(expected = "polled without a mapping")]
 fn crashes_when_polled_before_the_ring_is_mapped() {
     raw(false).0.poll();
-}
-
-#[test]
-fn a_response_with_another_operation_fails_the_request() {
-    let (ring, device) = raw(true);
-    device.submit_read(1, 0, Segments::plain(512)).unwrap();
-    assert!(ring.poll());
-    respond(&ring, 0, 0, 1);
-    let count = device.completions(|completion| assert_eq!(completion.outcome, Err(Errno::EIO)));
-    assert_eq!((count, device.violations()), (1, 0));
 }
 
 #[test]
@@ -81,27 +57,4 @@ fn more_responses_than_entries_are_counted_and_not_read() {
     ring.kernel.lock().pages.set_index(Index::Responses, 33);
     ring.respond().unwrap();
     assert_eq!((device.violations(), device.in_ring()), (1, 1));
-}
-
-#[test]
-fn a_driver_refuses_what_the_server_should_have() {
-    let (ring, _device) = raw(true);
-    ring.remove_device().unwrap();
-    let good = DeviceInfoBoth {
-        capacity: 64,
-        sector_size: 512,
-        physical_sector_size: 512,
-        ..DeviceInfoBoth::default()
-    };
-    let bad = [
-        DeviceInfoBoth { capacity: 0, ..good },
-        DeviceInfoBoth { sector_size: 520, ..good },
-        DeviceInfoBoth { sector_size: 8192, ..good },
-        DeviceInfoBoth { physical_sector_size: 0, ..good },
-        DeviceInfoBoth { physical_sector_size: 256, ..good },
-    ];
-    for mut info in bad {
-        assert_eq!(ring.create_device(&mut info), Err(Errno::EINVAL), "{info:?}");
-    }
-    assert_eq!(ring.create_device(&mut { good }), Ok(()));
 }

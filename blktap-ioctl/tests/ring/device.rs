@@ -6,7 +6,7 @@ use blktap_ioctl::sim::{Disk, Driver, PauseState, Segments, SimOptions, create, 
 use blktap_ioctl::{CreatedDevice, DeviceParams, MappedRing, Message, Removal, TrimParams};
 use nix::errno::Errno;
 
-use crate::{attach, completed, take_all};
+use crate::{attach, take_all};
 
 const ALL_DRIVERS: [Driver; 3] = [Driver::Xcp, Driver::Dkms, Driver::Legacy];
 
@@ -127,28 +127,6 @@ fn a_full_block_layer_refuses_more() {
     let mut again = Vec::new();
     device.completions(|_| again.push(device.submit_read(1, 0, page)));
     assert_eq!(again, [Ok(()), Ok(())]);
-}
-
-#[test]
-fn an_open_device_is_busy_until_its_last_close_which_is_an_event() {
-    let (mut ring, device) = attach();
-    device.open().unwrap();
-    device.open().unwrap();
-    assert_eq!(ring.remove_device().unwrap(), Removal::Busy);
-    device.close();
-    assert!(!ring.poll_now().unwrap());
-    // Served as before meanwhile.
-    device.submit_read(1, 0, Segments::plain(512)).unwrap();
-    let request = take_all(&mut ring)[0];
-    ring.respond(request.id, 0);
-    ring.push_responses().unwrap();
-    assert_eq!(completed(&device), [(1, Ok(()))]);
-    device.close();
-    assert!(ring.poll_now().unwrap(), "the last close is news");
-    assert!(!ring.poll_now().unwrap(), "once");
-    assert_eq!(ring.take(), None);
-    assert_eq!(ring.remove_device().unwrap(), Removal::Removed);
-    assert_eq!(device.open(), Err(Errno::ENXIO));
 }
 
 #[test]

@@ -49,20 +49,6 @@ fn each_request_after_a_poll_wakes() {
 }
 
 #[test]
-fn freed_slots_wake_when_requests_wait_for_them() {
-    let (mut ring, device) = attach();
-    for cookie in 0..40 {
-        read(&device, cookie);
-    }
-    let epoll = watch(&ring);
-    assert!(is_woken(&epoll));
-    assert_eq!(answer_all(&mut ring), 32);
-    assert!(is_woken(&epoll));
-    assert_eq!(answer_all(&mut ring), 8);
-    assert!(!is_woken(&epoll));
-}
-
-#[test]
 fn completions_wake_their_callers() {
     let (mut ring, device) = attach();
     let epoll = watch(&device);

@@ -12,18 +12,6 @@ fn id(number: u64) -> RequestId {
 }
 
 #[test]
-fn nothing_comes_but_by_polling() {
-    let (mut ring, device) = attach();
-    device.submit_read(1, 0, Segments::plain(4096)).unwrap();
-    assert_eq!(ring.take(), None);
-    assert_eq!(device.hostile().indices(), (0, 0));
-    assert!(ring.poll_now().unwrap());
-    assert_eq!(ring.take().unwrap().unwrap().id, id(0));
-    assert_eq!(ring.take(), None);
-    assert!(!ring.poll_now().unwrap());
-}
-
-#[test]
 fn polling_says_yes_for_as_long_as_requests_are_left_in_the_ring() {
     let (mut ring, device) = attach();
     device.submit_read(1, 0, Segments::plain(4096)).unwrap();
@@ -46,25 +34,6 @@ fn a_request_is_what_was_submitted() {
     assert_eq!((flush.op, flush.sector, flush.bytes), (Op::Flush, 0, 0));
     assert_eq!((trim.op, trim.sector, trim.bytes), (Op::Trim, 100, 25_600));
     assert_eq!((flush.segments().len(), trim.segments().len()), (0, 0));
-}
-
-#[test]
-fn at_most_32_are_outstanding_and_the_lowest_free_slot_is_next() {
-    let (mut ring, device) = attach();
-    for cookie in 0..48 {
-        device.submit_read(cookie, cookie, Segments::plain(512)).unwrap();
-    }
-    let ids: Vec<u32> = take_all(&mut ring).iter().map(|request| request.id.index()).collect();
-    assert_eq!(ids, (0..32).collect::<Vec<_>>());
-    assert!(take_all(&mut ring).is_empty());
-    for number in [20, 3, 31] {
-        ring.respond(id(number), STATUS_OKAY);
-    }
-    assert!(take_all(&mut ring).is_empty(), "the driver does not know of the responses yet");
-    ring.push_responses().unwrap();
-    let next: Vec<_> = take_all(&mut ring).iter().map(|r| (r.id.index(), r.sector)).collect();
-    assert_eq!(next, [(3, 32), (20, 33), (31, 34)]);
-    assert_eq!((ring.outstanding(), device.in_ring()), (32, 32));
 }
 
 #[test]
@@ -93,20 +62,6 @@ fn nothing_is_pushed_when_nothing_was_answered() {
     device.hostile().set_rsp_prod(1);
     ring.push_responses().unwrap();
     assert_eq!((device.hostile().indices(), device.violations()), ((0, 1), 0));
-}
-
-#[test]
-fn unsupported_is_told_from_an_error_for_flush_and_trim_only() {
-    let (mut ring, device) = attach();
-    device.submit_read(0, 0, Segments::plain(512)).unwrap();
-    device.submit_flush(1).unwrap();
-    device.submit_trim(2, 0, 8).unwrap();
-    for request in take_all(&mut ring) {
-        ring.respond(request.id, STATUS_UNSUPPORTED);
-    }
-    ring.push_responses().unwrap();
-    let unsupported = Err(Errno::EOPNOTSUPP);
-    assert_eq!(completed(&device), [(0, Err(Errno::EIO)), (1, unsupported), (2, unsupported)]);
 }
 
 /// No byte of this process leaks through a response (the class of XSA-216).
@@ -141,27 +96,6 @@ fn asserts_on_a_second_response() {
 }
 
 #[test]
-fn data_goes_through_the_pages_of_its_request() {
-    let (mut ring, device) = attach();
-    let pieces = [SimSegment { first: 6, last: 7 }, SimSegment { first: 0, last: 0 }];
-    let data: Vec<u8> = (0..1536_u32).map(|number| number.to_le_bytes()[0] ^ 0x5A).collect();
-    device.submit_write(0, 0, Segments::new(&pieces), &data).unwrap();
-    device.submit_read(1, 0, Segments::new(&pieces)).unwrap();
-    let [write, read] = take_all(&mut ring)[..] else { panic!("two were submitted") };
-    for (from, to) in write.segments().zip(read.segments()) {
-        let mut bytes = vec![0; from.len as usize];
-        ring.copy_out(from.offset, &mut bytes);
-        ring.copy_in(to.offset, &bytes);
-    }
-    ring.respond(write.id, STATUS_OKAY);
-    ring.respond(read.id, STATUS_OKAY);
-    ring.push_responses().unwrap();
-    let mut seen = Vec::new();
-    device.completions(|completion| seen.push((completion.cookie, completion.data.to_vec())));
-    assert_eq!(seen, [(0, Vec::new()), (1, data)]);
-}
-
-#[test]
 fn a_read_answered_without_data_is_seen() {
     let (mut ring, device) = attach();
     device.submit_read(0, 0, Segments::plain(1024)).unwrap();
@@ -187,17 +121,6 @@ fn the_pages_are_lost_after_the_response() {
     ring.push_responses().unwrap();
     ring.copy_out(request.segments().next().unwrap().offset, &mut bytes);
     assert_eq!(bytes, [POISON_LOST; 512]);
-}
-
-#[test]
-fn a_failed_read_brings_no_data() {
-    let (mut ring, device) = attach();
-    device.submit_read(0, 0, Segments::plain(4096)).unwrap();
-    let request = take_all(&mut ring)[0];
-    ring.respond(request.id, STATUS_ERROR);
-    ring.push_responses().unwrap();
-    let count = device.completions(|completion| assert!(completion.data.is_empty()));
-    assert_eq!(count, 1);
 }
 
 #[test]

@@ -100,20 +100,6 @@ fn pages_are_unmapped_when_an_idle_ring_is_dropped() {
 }
 
 #[test]
-fn closing_fails_all_that_is_there_and_all_that_comes() {
-    let (mut ring, device) = attach();
-    for cookie in 0..34 {
-        device.submit_read(cookie, 0, Segments::plain(512)).unwrap();
-    }
-    ring.poll_now().unwrap();
-    drop(ring);
-    let outcomes = completed(&device);
-    assert_eq!(outcomes.len(), 34);
-    assert!(outcomes.iter().all(|(_, outcome)| *outcome == Err(Errno::EIO)));
-    assert_eq!(device.submit_read(1, 0, Segments::plain(512)), Err(Errno::ENXIO));
-}
-
-#[test]
 fn a_ring_that_was_never_mapped_closes_quietly() {
     let (ring, device) = create(SimOptions::default()).unwrap();
     drop(ring);
