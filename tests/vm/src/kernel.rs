@@ -99,6 +99,29 @@ pub fn build_module(source: &Path, name: &str) -> Result<PathBuf> {
     Err(VmError::Failed(format!("The build made no {}", module.display())))
 }
 
+/// Builds a test of one of our packages and returns the program, for [`crate::Plan::with_file`].
+///
+/// # Errors
+/// When the build fails: with what it said.
+pub fn build_test(package: &str, test: &str) -> Result<PathBuf> {
+    let target = host::work_folder();
+    let target = target.parent().expect("it lies in the folder of the builds");
+    let mut cargo = Command::new(env!("CARGO"));
+    cargo.args(["test", "--quiet", "--no-run", "--message-format", "json", "--package", package]);
+    cargo.args(["--test", test]).arg("--target-dir").arg(target);
+    let messages = host::capture(&mut cargo)?;
+    let path = messages.lines().filter_map(|line| named(line, test)).next_back();
+    path.ok_or_else(|| VmError::Failed(format!("The build of {package} made no test {test}")))
+}
+
+/// The program that cargo's message says was made of a test.
+fn named(message: &str, test: &str) -> Option<PathBuf> {
+    let (_, rest) = message.split_once("\"executable\":\"")?;
+    let path = PathBuf::from(rest.split_once('"')?.0);
+    let file = path.file_name()?.to_str()?.rsplit_once('-')?.0 == test;
+    file.then_some(path)
+}
+
 /// A folder that the kernel's build system runs in: Debian's packages of it, put together.
 fn headers() -> Result<PathBuf> {
     let package = packages::kernel_package("headers")?;
@@ -138,6 +161,15 @@ fn headers() -> Result<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_test_is_found_by_its_name_in_what_cargo_says() {
+        let message =
+            r#"{"reason":"compiler-artifact","executable":"/t/debug/deps/laws-1f","fresh":true}"#;
+        assert_eq!(named(message, "laws"), Some("/t/debug/deps/laws-1f".into()));
+        assert_eq!(named(message, "law"), None);
+        assert_eq!(named(r#"{"executable":null}"#, "laws"), None);
+    }
 
     #[test]
     fn the_packed_part_is_where_the_header_says() {

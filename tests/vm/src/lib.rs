@@ -31,11 +31,11 @@ pub mod wire;
 mod xen;
 
 pub use guest::Guest;
-pub use kernel::build_module;
+pub use kernel::{build_module, build_test};
 pub use machine::Machine;
 pub use plan::Plan;
 pub use remote::{Remote, Running};
-pub use shared::Shared;
+pub use shared::{Lent, Shared};
 pub use tapdisk_tests::{Ran, skip};
 
 /// What went wrong.

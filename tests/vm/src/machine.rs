@@ -46,7 +46,9 @@ impl Prepared {
     /// Puts them together.
     pub(crate) fn new(plan: &Plan) -> Result<Self> {
         let kernel = Kernel::fetch()?;
-        let mut packages = Packages::fetch(&["busybox-static"])?;
+        let mut names = vec!["busybox-static"];
+        names.extend(plan.packages.iter().map(String::as_str));
+        let mut packages = Packages::fetch(&names)?;
         if plan.kind == Kind::Xen {
             packages = packages.and(xen::fetch()?);
         }
@@ -62,7 +64,7 @@ impl Prepared {
             modules.extend(xen::MODULES.map(str::to_owned));
         }
         let mut files = base(&packages, &kernel, &modules)?;
-        add_wishes(&mut files, plan)?;
+        add_wishes(&mut files, &packages, plan)?;
         files.text("/etc/vm/start", &start_script(plan), 0o755);
         let initial = folder.join("initial.cpio");
         let kernel_words = match plan.kind {
@@ -126,7 +128,7 @@ pub(crate) fn base(packages: &Packages, kernel: &Kernel, modules: &[String]) -> 
     files.program(&host::ours("vm-agent"), "/usr/sbin/vm-agent")?;
     files.link("/init", "/usr/sbin/vm-agent");
     for name in PROGRAMS {
-        add_program(&mut files, name)?;
+        add_program(&mut files, None, name)?;
     }
     files.link("/bin/bash", "/usr/bin/bash");
     for kind in ["ext2", "ext3", "ext4"] {
@@ -149,19 +151,19 @@ pub(crate) fn base(packages: &Packages, kernel: &Kernel, modules: &[String]) -> 
     Ok(files)
 }
 
-fn add_program(files: &mut Files, name: &str) -> Result<()> {
-    let path = host::find(name);
+fn add_program(files: &mut Files, packages: Option<&Packages>, name: &str) -> Result<()> {
+    let path = host::find(name).or_else(|| packages?.program(name));
     let path = path.ok_or_else(|| VmError::Unavailable(format!("{name} is not installed")))?;
     files.program(&path, &format!("/usr/bin/{name}"))
 }
 
-fn add_wishes(files: &mut Files, plan: &Plan) -> Result<()> {
+fn add_wishes(files: &mut Files, packages: &Packages, plan: &Plan) -> Result<()> {
     for path in host::our_programs() {
         let name = path.file_name().map(|name| name.to_string_lossy().into_owned());
         files.program(&path, &format!("/usr/sbin/{}", name.unwrap_or_default()))?;
     }
     for name in &plan.programs {
-        add_program(files, name)?;
+        add_program(files, Some(packages), name)?;
     }
     for (from, path) in &plan.files {
         files.program(from, path)?;

@@ -26,6 +26,7 @@ pub struct Plan {
     pub(crate) disks: Vec<(String, u64)>,
     pub(crate) modules: Vec<String>,
     pub(crate) foreign_modules: Vec<PathBuf>,
+    pub(crate) packages: Vec<String>,
     pub(crate) programs: Vec<String>,
     pub(crate) files: Vec<(PathBuf, String)>,
     pub(crate) kernel_words: Vec<String>,
@@ -61,6 +62,7 @@ impl Plan {
             disks: Vec::new(),
             modules: MODULES.map(str::to_owned).to_vec(),
             foreign_modules: Vec::new(),
+            packages: Vec::new(),
             programs: Vec::new(),
             files: Vec::new(),
             kernel_words: Vec::new(),
@@ -119,8 +121,15 @@ impl Plan {
         self
     }
 
-    /// Programs of this machine, with their libraries. One that is not installed here makes the
-    /// machine unavailable.
+    /// Debian packages in which [`Plan::with_programs`] finds programs that are not installed here.
+    #[must_use]
+    pub fn with_packages(mut self, names: &[&str]) -> Self {
+        self.packages.extend(names.iter().map(|name| (*name).to_owned()));
+        self
+    }
+
+    /// Programs of this machine, or of the plan's packages, with their libraries. One that is in
+    /// neither makes the machine unavailable.
     #[must_use]
     pub fn with_programs(mut self, names: &[&str]) -> Self {
         self.programs.extend(names.iter().map(|name| (*name).to_owned()));

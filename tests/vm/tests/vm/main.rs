@@ -1,5 +1,8 @@
 //! A plain Linux in QEMU: our programs on a kernel of Debian's.
+// All of this crate is tests, its helpers too.
+#![allow(clippy::unwrap_used)]
 
+mod blktap;
 mod harness;
 
 use tapdisk_vm::{Machine, Result, Shared};

@@ -1,0 +1,91 @@
+//! The driver of blktap2 in a machine: its laws, and disks that tapdisk serves through it.
+//!
+//! One machine for all of it. Each test says what the kernel's log must not have: a warning of any
+//! kind, whatever else happened.
+
+mod laws;
+
+use std::ops::Deref;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use tapdisk_vm::{Lent, Machine, Result, Shared, build_module, build_test};
+
+/// For what takes longer than a command: five times what a loaded machine without hardware
+/// virtualisation needs.
+const LONG: Duration = Duration::from_secs(600);
+
+/// Laws that a process of its own shows.
+const LAWS: &str = "/usr/lib/blktap-laws";
+
+static MACHINE: Shared = Shared::new(boot);
+
+fn boot() -> Result<Machine> {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../kernel");
+    let machine = Machine::plain()
+        .label("blktap")
+        .with_storage(2 << 30)
+        .with_modules(&["nbd", "null_blk", "virtio_scsi", "sr_mod"])
+        .with_foreign_module(build_module(&source, "blktap")?)
+        .with_file(laws_program()?, LAWS)
+        .with_packages(&["fio", "libaio1", "nbd-client", "libnl-3-200", "libnl-genl-3-200"])
+        .with_programs(&["fio", "nbd-client", "blockdev", "losetup"])
+        // A drive without a disc.
+        .with_qemu_words(&["-device", "virtio-scsi-pci", "-device", "scsi-cd"])
+        .boot()?;
+    machine.run(["insmod", "/lib/modules/blktap.ko"])?.expect_success();
+    Ok(machine)
+}
+
+fn laws_program() -> Result<PathBuf> {
+    build_test("blktap-ioctl", "laws")
+}
+
+/// Removes every disk, whatever state it is in.
+const CLEAR: &str = "
+    cd /; nbd-client -d /dev/nbd0 >/dev/null 2>&1; umount /mnt 2>/dev/null
+    killall -9 fio tapdisk 2>/dev/null
+    while pidof tapdisk >/dev/null; do usleep 10000; done
+    for tap in /sys/class/blktap2/blktap*; do
+        [ ! -e $tap ] || tap-ctl free -m ${tap##*blktap}
+    done
+    rm -f /sr/*.img; true";
+
+/// The machine, with the driver, for one test.
+struct Lab(Lent<'static>);
+
+impl Deref for Lab {
+    type Target = Machine;
+
+    fn deref(&self) -> &Machine {
+        &self.0
+    }
+}
+
+/// What the kernel says when something is wrong with the kernel.
+const WARNINGS: &str = "WARNING:|BUG:|Oops|Call Trace|general protection|corruption|\
+                        refcount_t|blocked for more than|stuck for|circular locking";
+
+impl Lab {
+    /// Nothing, when there can be no machine here.
+    fn enter() -> Option<Self> {
+        let lab = Self(MACHINE.lend()?);
+        // What a test that failed has left.
+        lab.run_within(LONG, ["sh", "-c", CLEAR]).unwrap().expect_success();
+        lab.run(["dmesg", "-c"]).unwrap().expect_success();
+        Some(lab)
+    }
+
+    /// A line of shell that has to succeed; its output.
+    fn sh(&self, line: &str) -> String {
+        self.run_within(LONG, ["sh", "-c", line]).unwrap().expect_success()
+    }
+
+    /// The end of a test: no tap is left, the kernel has not warned.
+    fn leave(self) {
+        let left = self.sh("cat /sys/class/blktap2/devices; ls /sys/class/blktap2");
+        assert_eq!(left, "devices\nverbosity\n");
+        let warned = self.run(["sh", "-c", &format!("dmesg | grep -E '{WARNINGS}'")]).unwrap();
+        assert_eq!(warned.status, 1, "{}", self.run(["dmesg"]).unwrap().stdout);
+    }
+}
