@@ -196,7 +196,7 @@ impl From<Status> for Answer {
 pub struct DiskInfo {
     /// In bytes; a multiple of `sector_size`.
     pub size: u64,
-    /// 512 or 4096: every request starts and ends on a multiple of it.
+    /// A power of two, 512 to 4096: every request starts and ends on a multiple of it.
     pub sector_size: u32,
     /// Changes are refused.
     pub read_only: bool,

@@ -220,7 +220,7 @@ fn a_disk_without_storage_has_the_size_of_its_name() {
 
 #[test]
 fn a_block_device_gives_the_disk_its_sectors() {
-    for sector in [512, 4096] {
+    for sector in [512, 1024, 2048, 4096] {
         let host = Host::new();
         let Some(device) = LoopDevice::attach(&host.image("backing", 1 << 20), sector) else {
             return;
@@ -269,6 +269,39 @@ fn a_full_file_system_is_told_at_once_and_written_to_when_there_is_room_again() 
         let file = std::fs::File::open(&image).unwrap();
         file.read_exact_at(&mut found, number * (64 << 10)).unwrap();
         assert_eq!(found, block);
+    }
+}
+
+/// How many flushes a block device has ended: the sixteenth number of its line.
+fn flushes(device: &Path) -> u64 {
+    let name = device.file_name().unwrap();
+    let line = std::fs::read_to_string(Path::new("/sys/block").join(name).join("stat")).unwrap();
+    line.split_whitespace().nth(15).unwrap().parse().unwrap()
+}
+
+#[test]
+fn a_write_with_fua_and_a_flush_reach_the_device_and_a_plain_write_does_not_flush() {
+    for engine in ["aio", "io_uring", "sync"] {
+        let host = Host::new();
+        let Some(device) = LoopDevice::attach(&host.image("backing", 1 << 20), 512) else {
+            return;
+        };
+        let daemon = host.daemon(&["--queue", engine]);
+        let (minor, _) = host.serve(&daemon, &aio(device.path()));
+        let mut client = connect(&host, &daemon, minor);
+        let count = || flushes(device.path());
+        let start = count();
+        assert_eq!(client.write(0, &[1; 4096]).unwrap(), 0);
+        assert_eq!(count(), start, "{engine}: a plain write");
+        // The kernel may flush twice for one: with the write, and behind it.
+        for number in 1..=3 {
+            let before = count();
+            assert_eq!(client.write_fua(4096 * number, &[2; 4096]).unwrap(), 0);
+            assert!(count() > before, "{engine}: a write with FUA");
+        }
+        let before = count();
+        assert_eq!(client.flush().unwrap(), 0);
+        assert!(count() > before, "{engine}: a flush");
     }
 }
 

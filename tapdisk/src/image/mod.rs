@@ -23,7 +23,8 @@ use crate::request::Op;
 pub struct ImageInfo {
     /// In bytes, a multiple of `sector_size`.
     pub size: u64,
-    /// Smallest I/O that the storage takes: 512, or 4096 for a block device with such sectors.
+    /// Smallest I/O that the storage takes: 512, or up to 4096 for a block device with such
+    /// sectors.
     pub sector_size: u32,
 }
 

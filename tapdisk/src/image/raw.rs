@@ -2,9 +2,9 @@
 //!
 //! Opened with O_DIRECT where the file system takes it in units of 512 bytes; else through the page
 //! cache, which is slower and no less durable: a flush is an fdatasync either way. The flag `-D`
-//! asks for the page cache. A block device with 4096-byte sectors gives the disk such sectors; a
-//! file never does, whatever it lies on, because a guest's partition table would not survive the
-//! move.
+//! asks for the page cache. A block device with larger sectors (4096, a CD: 2048) gives the disk
+//! such sectors; a file never does, whatever it lies on, because a guest's partition table would
+//! not survive the move.
 //!
 //! An image that is written is locked ([`vhd_files::lock`]) for as long as it is open: not while
 //! the disk is paused, when others may snapshot, coalesce or move it.
@@ -132,13 +132,14 @@ pub(super) fn size_of(file: &File) -> Result<ImageInfo, DiskError> {
 fn sector_size_of(file: &File) -> Result<u32, DiskError> {
     let found = crate::sys::logical_block_size(file.as_fd())
         .map_err(|errno| DiskError::new(errno, "Cannot find the sector size of the device"))?;
-    match found {
-        512 | 4096 => Ok(found),
-        _ => Err(DiskError::new(
-            Errno::EINVAL,
-            format!("Found sectors of {found} bytes where 512 or 4096 were wanted"),
-        )),
+    // 2048: optical media.
+    if found.is_power_of_two() && (512..=4096).contains(&found) {
+        return Ok(found);
     }
+    Err(DiskError::new(
+        Errno::EINVAL,
+        format!("Found sectors of {found} bytes where a power of two, 512 to 4096, was wanted"),
+    ))
 }
 
 /// Whether direct I/O works in the disk's own unit. A file on storage with larger blocks says

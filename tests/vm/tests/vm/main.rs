@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod blktap;
+mod drive;
 mod harness;
 
 use tapdisk_vm::{Machine, Result, Shared};
