@@ -32,6 +32,8 @@ impl DiskError {
             (None, io::ErrorKind::WouldBlock) => Errno::EAGAIN,
             (None, io::ErrorKind::Unsupported) => Errno::EOPNOTSUPP,
             (None, io::ErrorKind::InvalidInput) => Errno::EINVAL,
+            (None, io::ErrorKind::NotFound) => Errno::ENOENT,
+            (None, io::ErrorKind::PermissionDenied) => Errno::EACCES,
             (None, _) => Errno::EIO,
         };
         Self::new(errno, what)

@@ -94,7 +94,7 @@ fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Parsed, lexopt::Er
             Arg::Short('D') => options.foreground = true,
             Arg::Long("queue") => options.engine = parser.value()?.parse()?,
             Arg::Long("lock") => options.lock = Some(parser.value()?.parse()?),
-            Arg::Long("log") => options.log = parser.value()?.parse()?,
+            Arg::Long("log") => options.log = absolute(parser.value()?.parse()?),
             Arg::Long("layer") => options.layers.push(parser.value()?.parse()?),
             Arg::Short('h') | Arg::Long("help") => return Ok(Parsed::Print(USAGE.to_owned())),
             Arg::Short('V') | Arg::Long("version") => {
@@ -110,8 +110,18 @@ fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Parsed, lexopt::Er
     Ok(Parsed::Run(options))
 }
 
+/// A file named from the working directory, which a daemon leaves.
+fn absolute(target: Target) -> Target {
+    match target {
+        Target::File(Some(path)) => Target::File(Some(std::path::absolute(&path).unwrap_or(path))),
+        other => other,
+    }
+}
+
 fn run(options: Options) -> Result<(), DiskError> {
     let error = |error: std::io::Error, what: &str| DiskError::io(&error, what);
+    // Before the working directory is left.
+    let paths = Paths::from_env();
     let mask = SignalMask::block().map_err(|refused| error(refused, "Cannot block signals"))?;
     process::close_inherited(3)
         .map_err(|refused| error(refused, "Cannot close what was left open by the caller"))?;
@@ -119,13 +129,20 @@ fn run(options: Options) -> Result<(), DiskError> {
     let launch = if options.foreground { process::foreground() } else { process::daemonise(&mask) };
     let launch = launch.map_err(|refused| error(refused, "Cannot start"))?;
     let warnings = process::raise_limits();
-    let log = Log::start(&Config::new(options.log.clone(), slog::Level::Info))
-        .map_err(|refused| error(refused, "Cannot log"))?;
+    let log = Log::start(&Config::new(options.log.clone(), slog::Level::Info));
+    let log =
+        match log.map_err(|refused| DiskError::io(&refused, format!("Cannot log ({refused})"))) {
+            Ok(log) => log,
+            Err(error) => {
+                launch.failed(status(&error), &error.to_string());
+                return Err(error);
+            }
+        };
     let root = log.logger();
     for warning in warnings {
         slog::warn!(root, "{warning}");
     }
-    let result = serve(options, &mask, &log, launch);
+    let result = serve(options, paths, &mask, &log, launch);
     if let Err(error) = &result {
         slog::crit!(root, "Cannot serve"; "error" => %error);
     }
@@ -134,9 +151,15 @@ fn run(options: Options) -> Result<(), DiskError> {
     result
 }
 
-fn serve(options: Options, mask: &SignalMask, log: &Log, launch: Launch) -> Result<(), DiskError> {
+fn serve(
+    options: Options,
+    paths: Paths,
+    mask: &SignalMask,
+    log: &Log,
+    launch: Launch,
+) -> Result<(), DiskError> {
     let config = ServerConfig {
-        paths: Paths::from_env(),
+        paths,
         engine: options.engine,
         layers: options.layers,
         lock: options.lock.unwrap_or_default(),

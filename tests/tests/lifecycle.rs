@@ -211,6 +211,42 @@ fn create_serves_and_destroy_leaves_nothing() {
 }
 
 #[test]
+fn relative_directories_are_those_of_the_caller() {
+    let host = Host::new();
+    let image = host.image("disk", 1 << 20);
+    let relative = |command: &mut std::process::Command| {
+        command.env("TAPDISK_RUN_DIR", "run").env("TAPDISK_SHM_DIR", "shm");
+        Ran::from(command.output().unwrap())
+    };
+    relative(host.command("tap-ctl").args(["create", "-a", &aio(&image)])).expect_success();
+    let list = relative(host.command("tap-ctl").arg("list")).expect_success();
+    assert_eq!(list, host.tap_ctl(&["list"]).expect_success());
+    let (pid, minor) = only_row(&host);
+    assert!(host.paths().statistics(pid, 0).exists());
+    relative(host.command("tap-ctl").args(["destroy", "-p", &pid.to_string(), "-m", &minor]))
+        .expect_success();
+}
+
+#[test]
+fn a_daemon_that_cannot_start_says_why() {
+    use std::os::unix::fs::PermissionsExt;
+    let host = Host::new();
+    let spawn = |host: &Host| {
+        let mut command = host.command("tap-ctl");
+        command.arg("spawn").env("TAP_CTL_ERRORS", "long");
+        Ran::from(command.output().unwrap())
+    };
+    std::fs::set_permissions(host.path("run"), PermissionsExt::from_mode(0o777)).unwrap();
+    let ran = spawn(&host);
+    assert_eq!(ran.status, nix::errno::Errno::EPERM as i32, "{ran:?}");
+    assert!(ran.stderr.contains("found mode 0777, want 0700"), "{ran:?}");
+    let mut command = host.command("tapdisk");
+    let ran = Ran::from(command.args(["--log", "file:no/such/log"]).output().unwrap());
+    assert_eq!(ran.status, nix::errno::Errno::ENOENT as i32, "{ran:?}");
+    assert!(ran.stderr.contains("no/such/log"), "{ran:?}");
+}
+
+#[test]
 fn create_of_a_missing_image_leaves_nothing() {
     let host = Host::new();
     let ran = host.tap_ctl(&["create", "-a", "aio:/nosuch"]);

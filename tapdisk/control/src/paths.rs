@@ -49,7 +49,8 @@ impl Paths {
     }
 
     /// The usual paths, or what `TAPDISK_RUN_DIR`, `TAPDISK_DEV_DIR` and `TAPDISK_SHM_DIR` say. An
-    /// empty variable counts as absent.
+    /// empty variable counts as absent; a relative path is taken from the working directory of now,
+    /// which a daemon leaves.
     #[must_use]
     pub fn from_env() -> Self {
         Self::from_variables(|name| env::var_os(name))
@@ -58,7 +59,10 @@ impl Paths {
     fn from_variables(variable: impl Fn(&str) -> Option<OsString>) -> Self {
         let usual = Self::default();
         let get = |name, default| match variable(name) {
-            Some(value) if !value.is_empty() => PathBuf::from(value),
+            // Without a working directory it stays what it is, and leads nowhere as before.
+            Some(value) if !value.is_empty() => {
+                std::path::absolute(&value).unwrap_or_else(|_| PathBuf::from(value))
+            }
             _ => default,
         };
         Self {
@@ -253,6 +257,13 @@ mod tests {
             _ => None,
         });
         assert_eq!(paths, Paths::new("/tmp/r", "/dev/xen/blktap-2", "/dev/shm"));
+    }
+
+    #[test]
+    fn a_relative_directory_is_made_absolute() {
+        let paths = Paths::from_variables(|_| Some("some/where".into()));
+        let here = env::current_dir().unwrap();
+        assert_eq!(paths.run_dir(), here.join("some/where"));
     }
 
     #[test]
