@@ -23,11 +23,13 @@
 #![cfg_attr(test, allow(clippy::indexing_slicing, clippy::arithmetic_side_effects))]
 
 mod bytes;
+mod cache;
 
 pub mod bat;
 pub mod batmap;
 pub mod bits;
 pub mod chain;
+pub mod check;
 pub mod engine;
 pub mod error;
 pub mod footer;
