@@ -27,6 +27,10 @@ pub const BLOCK_ALIGNMENT_SECTORS: u64 = 8;
 /// managers and other programs have agreed on.
 pub const DYNAMIC_SIZE_MAX: u64 = 2040 << 30;
 
+/// The largest disk whose metadata may be made in advance, in bytes: 2 TiB, which the table's
+/// numbers can name at most.
+pub const METADATA_SIZE_MAX: u64 = 2 << 40;
+
 /// The room of one new locator, in bytes.
 pub const LOCATOR_SPACE: u64 = 512;
 

@@ -185,6 +185,8 @@ impl Locator {
 
 /// The bytes of a path for a platform; `path` is relative to the child, as `./parent.vhd`.
 ///
+/// Windows' own programs want a relative path to start with `.\\`.
+///
 /// # Panics
 /// For a platform other than the three that are written.
 #[must_use]
@@ -192,7 +194,8 @@ pub fn encode(platform: Platform, path: &str) -> Vec<u8> {
     match platform {
         Platform::MacX => format!("{URL_PREFIX}{path}").into_bytes(),
         Platform::W2ku | Platform::W2ru => {
-            let text = path.replace('/', "\\");
+            let start = if path.starts_with("./") { "" } else { ".\\" };
+            let text = format!("{start}{}", path.replace('/', "\\"));
             text.encode_utf16().flat_map(u16::to_le_bytes).collect()
         }
         other => panic!("nothing is written for {other:?}"),

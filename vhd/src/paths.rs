@@ -85,7 +85,7 @@ pub fn normalised(path: &Path) -> PathBuf {
     plain
 }
 
-/// The path of `to` as a child at `from` stores it: `./name`, or `./../` and so on. Both canonical.
+/// The path of `to` as a child at `from` stores it: `./name`, or `../` and so on. Both canonical.
 ///
 /// # Errors
 /// [`ErrorKind::Encoding`], when the path is not UTF-8.
@@ -93,10 +93,8 @@ pub fn relative(from: &Path, to: &Path) -> Result<String> {
     let directory: Vec<Component<'_>> = from.parent().unwrap_or(from).components().collect();
     let parts: Vec<Component<'_>> = to.components().collect();
     let common = directory.iter().zip(&parts).take_while(|(one, other)| one == other).count();
-    let mut path = String::from("./");
-    for _ in directory.iter().skip(common) {
-        path.push_str("../");
-    }
+    let up = directory.iter().skip(common).count();
+    let mut path = if up == 0 { String::from("./") } else { "../".repeat(up) };
     let mut rest = PathBuf::new();
     rest.extend(parts.iter().skip(common));
     let wanted = "UTF-8: a parent's path must be";

@@ -43,6 +43,14 @@ fn decodes_what_other_programs_wrote() {
 }
 
 #[test]
+fn a_path_that_leads_upwards_starts_with_a_dot_for_windows() {
+    let path = "../p.vhd";
+    assert_eq!(encode(Platform::MacX, path), b"file://../p.vhd");
+    let text = encode(Platform::W2ru, path);
+    assert_eq!(decode(Platform::W2ru, &text), Ok(String::from("./../p.vhd")));
+}
+
+#[test]
 fn refuses_text_that_is_not_in_its_encoding() {
     let error = decode(Platform::MacX, b"/vhds/a").unwrap_err();
     assert!(error.to_string().contains("file://"), "{error}");

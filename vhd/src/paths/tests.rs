@@ -50,8 +50,8 @@ fn a_parent_is_stored_relative_to_its_child() {
     for (from, to, wanted) in [
         ("/d/child.vhd", "/d/p.vhd", "./p.vhd"),
         ("/d/child.vhd", "/d/bases/one/p.vhd", "./bases/one/p.vhd"),
-        ("/d/c/m.vhd", "/d/a/b/p.vhd", "./../a/b/p.vhd"),
-        ("/d/e/f/leaf.vhd", "/c/m.vhd", "./../../../c/m.vhd"),
+        ("/d/c/m.vhd", "/d/a/b/p.vhd", "../a/b/p.vhd"),
+        ("/d/e/f/leaf.vhd", "/c/m.vhd", "../../../c/m.vhd"),
         ("/dev/mapper/VG-c", "/dev/mapper/VG-p", "./VG-p"),
         ("/c.vhd", "/p.vhd", "./p.vhd"),
     ] {

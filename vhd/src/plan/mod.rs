@@ -8,6 +8,7 @@
 pub mod coalesce;
 pub mod compact;
 pub mod crash;
+pub mod create;
 mod disk;
 pub mod fill;
 pub mod journal;
