@@ -16,4 +16,5 @@ pub mod number;
 pub mod options;
 pub mod program;
 pub mod progress;
+pub mod td_util;
 pub mod vhd_util;

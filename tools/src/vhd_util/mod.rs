@@ -3,18 +3,24 @@
 //! One file for each command; `image` opens, `dump` is what `read -p` and `check` show.
 
 mod attribute;
+mod check;
 mod coalesce;
+pub(crate) mod create;
 mod dump;
 mod fill;
-mod image;
-mod perform;
+pub(crate) mod image;
+mod key;
+mod making;
+mod modify;
+pub(crate) mod perform;
 mod query;
 mod read;
 mod repair;
 mod resize;
 mod revert;
 mod scan;
-mod set;
+pub(crate) mod set;
+pub(crate) mod snapshot;
 mod summary;
 
 use crate::program::Program;
@@ -23,6 +29,8 @@ use crate::program::Program;
 pub const PROGRAM: Program = Program {
     name: "vhd-util",
     commands: &[
+        create::COMMAND,
+        snapshot::COMMAND,
         query::COMMAND,
         read::COMMAND,
         set::COMMAND,
@@ -30,8 +38,11 @@ pub const PROGRAM: Program = Program {
         resize::COMMAND,
         fill::COMMAND,
         coalesce::COMMAND,
+        modify::COMMAND,
         scan::COMMAND,
+        check::COMMAND,
         revert::COMMAND,
+        key::COMMAND,
     ],
     more_commands: &[],
     unknown: "invalid COMMAND",

@@ -31,6 +31,12 @@ fn variable(milestone: Milestone) -> &'static str {
     known.map_or("", |(_, variable)| variable)
 }
 
+/// Whether the environment asks to stop at a milestone whose variable starts so.
+pub(super) fn is_stop_wanted(prefix: &str) -> bool {
+    let mut wanted = MILESTONES.iter().map(|(_, name)| *name).filter(|it| it.starts_with(prefix));
+    wanted.any(|name| std::env::var_os(name).is_some())
+}
+
 /// Whether images are locked: `--no-lock`, else what the environment says, else on storage of this
 /// host alone.
 pub(super) fn policy(options: &Options) -> Result<Policy, Failure> {

@@ -100,17 +100,14 @@ fn run(console: &mut Console, options: &Options) -> Result<(), Failure> {
     let done = plan.and_then(|mut plan| perform(console, plan.as_mut(), &mut files, watch));
     match done {
         // A stop that was asked for has said so already.
-        Err(failure @ Failure::Errno { .. }) if !is_stopped() => {
+        Err(failure @ Failure::Errno { .. })
+            if !perform::is_stop_wanted("VHD_UTIL_TEST_FAIL_RESIZE_") =>
+        {
             console.print(format!("resize failed: {}\n", -errno_of(&failure)))?;
             Err(failure)
         }
         done => done,
     }
-}
-
-fn is_stopped() -> bool {
-    std::env::vars_os()
-        .any(|(name, _)| name.to_string_lossy().starts_with("VHD_UTIL_TEST_FAIL_RESIZE_"))
 }
 
 /// A journal is a new file in a directory that there is.
