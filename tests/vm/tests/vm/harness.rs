@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use tapdisk_vm::Machine;
+use tapdisk_vm::{Machine, VmError};
 
 use crate::MACHINE;
 
@@ -70,7 +70,7 @@ fn storage_has_direct_io_and_our_programs_run() {
 fn a_machine_ends_in_order() {
     let machine = match Machine::plain().label("ends").boot() {
         Ok(machine) => machine,
-        Err(tapdisk_vm::VmError::Unavailable(reason)) => return tapdisk_vm::skip(&reason),
+        Err(VmError::Unavailable(reason)) => return tapdisk_vm::skip(&reason),
         Err(error) => panic!("{error}"),
     };
     machine.power_off().unwrap();
@@ -80,7 +80,7 @@ fn a_machine_ends_in_order() {
 fn a_hang_is_ended_and_told() {
     let machine = match Machine::plain().label("hangs").boot() {
         Ok(machine) => machine,
-        Err(tapdisk_vm::VmError::Unavailable(reason)) => return tapdisk_vm::skip(&reason),
+        Err(VmError::Unavailable(reason)) => return tapdisk_vm::skip(&reason),
         Err(error) => panic!("{error}"),
     };
     let start = Instant::now();
@@ -89,4 +89,19 @@ fn a_hang_is_ended_and_told() {
     assert!(machine.console().contains("sysrq"), "who waits was asked");
     assert!(start.elapsed() < BOUND * 2);
     assert!(machine.is_gone());
+}
+
+#[test]
+fn a_module_is_built_and_loaded() {
+    let source = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/hello");
+    let module = match tapdisk_vm::build_module(&source, "hello") {
+        Ok(module) => module,
+        Err(VmError::Unavailable(reason)) => return tapdisk_vm::skip(&reason),
+        Err(error) => panic!("{error}"),
+    };
+    let Some(machine) = MACHINE.lend() else { return };
+    std::fs::copy(module, machine.share().join("hello.ko")).unwrap();
+    machine.run(["insmod", "/share/hello.ko"]).unwrap().expect_success();
+    machine.sh("dmesg | grep 'hello from a module'").unwrap().expect_success();
+    machine.run(["rmmod", "hello"]).unwrap().expect_success();
 }
