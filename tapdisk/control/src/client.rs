@@ -1,7 +1,8 @@
 //! The client of a tapdisk's control socket: a connection and one request for each call.
 //!
 //! Every call has one deadline for all of it: connecting, sending, receiving. Signals and partial
-//! I/O are gone on with. What the daemon says is checked like anything from outside.
+//! I/O are gone on with. What the daemon says is checked like anything from outside. A daemon that
+//! was killed is not waited for, even while the kernel keeps it and its socket.
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -260,7 +261,7 @@ impl Client {
             let attempt = format!("Asking tapdisk {} for {:?}: {error}", self.pid, request.id());
             ControlError::new(ErrorKind::Invalid, error.errno(), attempt)
         })?;
-        let mut connection = Connection::open(&self.socket, Deadline::after(timeout))?;
+        let mut connection = Connection::open(&self.socket, self.pid, Deadline::after(timeout))?;
         connection.send(&bytes)?;
         let response = connection.receive()?;
         if let Response::Error { errno, message } = response {

@@ -16,6 +16,10 @@ use nix::sys::time::{TimeVal, TimeValLike};
 use crate::error::{ControlError, ErrorKind};
 use crate::message::{MESSAGE_SIZE, Response};
 use crate::paths::check_socket_path;
+use crate::process::is_ending;
+
+/// The longest wait without a look at the other side, in milliseconds.
+const TURN_MS: u16 = 1000;
 
 /// When to give up; `None` is never.
 #[derive(Clone, Copy, Debug)]
@@ -39,17 +43,24 @@ impl Deadline {
         self.left().map(drop)
     }
 
-    /// Waits until the descriptor is ready for `events`, or hung up.
-    pub(crate) fn wait(self, fd: &impl AsFd, events: PollFlags) -> Result<(), Errno> {
+    /// Waits until the descriptor is ready for `events`, or hung up. While it waits, `check` is
+    /// asked each second whether that makes sense.
+    pub(crate) fn wait(
+        self,
+        fd: &impl AsFd,
+        events: PollFlags,
+        check: impl Fn() -> Result<(), Errno>,
+    ) -> Result<(), Errno> {
         loop {
             let timeout = match self.left()? {
-                None => PollTimeout::NONE,
+                None => PollTimeout::from(TURN_MS),
                 // Rounded up, so that the last turn does not spin; longer waits take more turns.
                 Some(left) => u16::try_from(left.as_millis().saturating_add(1))
-                    .map_or(PollTimeout::from(u16::MAX), PollTimeout::from),
+                    .map_or(PollTimeout::from(TURN_MS), |left| left.min(TURN_MS).into()),
             };
             match poll(&mut [PollFd::new(fd.as_fd(), events)], timeout) {
-                Ok(0) | Err(Errno::EINTR) => {}
+                Ok(0) => check()?,
+                Err(Errno::EINTR) => {}
                 Ok(_) => return Ok(()),
                 Err(errno) => return Err(errno),
             }
@@ -61,20 +72,28 @@ impl Deadline {
 pub(crate) struct Connection {
     stream: UnixStream,
     socket: PathBuf,
+    /// Who is at the other side.
+    pid: i32,
     deadline: Deadline,
 }
 
 impl Connection {
-    pub(crate) fn open(path: &Path, deadline: Deadline) -> Result<Self, ControlError> {
+    /// Connects with the socket of a process. One that was killed does not listen any more, though
+    /// the kernel may still take connections for it.
+    pub(crate) fn open(path: &Path, pid: i32, deadline: Deadline) -> Result<Self, ControlError> {
         check_socket_path(path)?;
-        let stream = open_stream(path, deadline).map_err(|errno| {
+        let opened = open_stream(path, deadline).and_then(|stream| match is_ending(pid) {
+            true => Err(Errno::ECONNREFUSED),
+            false => Ok(stream),
+        });
+        let stream = opened.map_err(|errno| {
             let kind = match errno {
                 Errno::ETIMEDOUT => ErrorKind::Timeout,
                 _ => ErrorKind::Connect,
             };
             ControlError::new(kind, errno, format!("Connecting to {}", path.display()))
         })?;
-        Ok(Self { stream, socket: path.to_owned(), deadline })
+        Ok(Self { stream, socket: path.to_owned(), pid, deadline })
     }
 
     pub(crate) fn send(&mut self, mut bytes: &[u8]) -> Result<(), ControlError> {
@@ -124,7 +143,10 @@ impl Connection {
     fn wait_or_fail(&self, error: &io::Error, events: PollFlags) -> Result<(), Errno> {
         match error.raw_os_error().map_or(Errno::EIO, Errno::from_raw) {
             Errno::EINTR => Ok(()),
-            Errno::EAGAIN => self.deadline.wait(&self.stream, events),
+            // As if it had closed the socket, which a process does that ends.
+            Errno::EAGAIN => self.deadline.wait(&self.stream, events, || {
+                if is_ending(self.pid) { Err(Errno::EPIPE) } else { Ok(()) }
+            }),
             errno => Err(errno),
         }
     }

@@ -21,6 +21,7 @@ pub mod list;
 pub mod message;
 pub mod minor;
 pub mod paths;
+mod process;
 pub mod spawn;
 pub mod statistics;
 #[cfg(test)]

@@ -157,7 +157,16 @@ fn names(dir: &Path) -> Result<Vec<String>, ControlError> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Read as _;
+    use std::os::unix::net::UnixListener;
+    use std::time::Duration;
+
+    use nix::sys::wait::{Id, WaitPidFlag, waitid};
+    use nix::unistd::Pid;
+
     use super::*;
+    use crate::minor;
+    use crate::test_dir::TestDir;
 
     #[test]
     fn an_image_is_split_at_the_first_colon() {
@@ -173,6 +182,47 @@ mod tests {
         let paths = Paths::new("/nonexistent/run", "/nonexistent/dev", "/nonexistent/shm");
         assert_eq!(list(&paths), Ok(Vec::new()));
         assert_eq!(list_process(&paths, 1), Ok(Vec::new()));
+    }
+
+    /// A killed daemon whose disk is in use: the kernel keeps it, and its socket takes connections.
+    /// Without the look at the process each of these would wait for ever.
+    #[test]
+    fn a_daemon_that_was_killed_is_not_waited_for() {
+        let dir = TestDir::new("list");
+        let mut child = std::process::Command::new("sleep").arg("600").spawn().unwrap();
+        let pid = i32::try_from(child.id()).unwrap();
+        dir.paths().create_run_dir().unwrap();
+        let _listener = UnixListener::bind(dir.paths().control_socket(pid)).unwrap();
+        minor::mark(&dir.paths(), 3).unwrap();
+        child.kill().unwrap();
+        let id = Id::Pid(Pid::from_raw(pid));
+        waitid(id, WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT).unwrap();
+        let client = Client::new(&dir.paths(), pid).with_query_timeout(Duration::MAX);
+        assert!(client.pid().is_err());
+        assert!(client.close(3, false, None).is_err());
+        let orphan = Row { minor: Some(3), ..Row::default() };
+        assert_eq!(list(&dir.paths()), Ok(vec![orphan]));
+        child.wait().unwrap();
+    }
+
+    /// The same, and it was asked before it was killed.
+    #[test]
+    fn a_daemon_that_is_killed_meanwhile_is_not_waited_for() {
+        let dir = TestDir::new("list-meanwhile");
+        let mut child = std::process::Command::new("sleep").arg("600").spawn().unwrap();
+        let pid = i32::try_from(child.id()).unwrap();
+        dir.paths().create_run_dir().unwrap();
+        let listener = UnixListener::bind(dir.paths().control_socket(pid)).unwrap();
+        let client = Client::new(&dir.paths(), pid);
+        std::thread::scope(|scope| {
+            let closing = scope.spawn(|| client.close(3, false, None));
+            // It has connected, after it looked at the process.
+            let (mut stream, _) = listener.accept().unwrap();
+            stream.read_exact(&mut [0; 1]).unwrap();
+            child.kill().unwrap();
+            assert!(closing.join().unwrap().is_err());
+        });
+        child.wait().unwrap();
     }
 
     #[test]

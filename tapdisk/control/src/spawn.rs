@@ -150,7 +150,7 @@ fn read_socket_name(pipe: &mut PipeReader, deadline: Deadline) -> Result<Vec<u8>
     let mut output = Vec::new();
     let mut piece = [0; 1024];
     while output.len() < OUTPUT_SIZE_MAX && pid_in(complete_lines(&output)).is_none() {
-        deadline.wait(pipe, PollFlags::POLLIN)?;
+        deadline.wait(pipe, PollFlags::POLLIN, || Ok(()))?;
         match pipe.read(&mut piece) {
             Ok(0) => break,
             Ok(count) => output.extend_from_slice(piece.get(..count).unwrap_or_default()),
