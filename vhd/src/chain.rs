@@ -80,6 +80,32 @@ impl<F: ReadAt> Member<F> {
 }
 
 /// An image and its ancestors.
+///
+/// ```
+/// use vhd::chain::{Chain, Member};
+/// use vhd::image::{Image, LoadOptions};
+/// # use vhd::plan::create::{Kind, Spec, create};
+/// # use vhd::plan::{File, Plan, memory::Storage};
+/// # use vhd::units::{Timestamp, Uuid};
+/// # let kind = Kind::Dynamic { metadata_size: None };
+/// # let spec = Spec { kind, size: 10 << 20, uuid: Uuid([7; 16]), now: Timestamp(0) };
+/// # let mut storage = Storage::default();
+/// # let mut plan = create(&storage, &spec)?;
+/// # while let Some(step) = plan.next(&storage)? {
+/// #     storage.perform(&step);
+/// # }
+/// # let file = storage.bytes(File::Image).expect("it was made");
+///
+/// let image = Image::load(file, LoadOptions::default())?;
+/// let mut chain = Chain::of(vec![(Member::Vhd(image), "disk.vhd".into())])?;
+/// let extent = chain.locate(0, chain.virtual_size())?;
+/// // An empty disk: its first block is stored nowhere.
+/// assert_eq!((extent.length, extent.stored), (2 << 20, None));
+/// let mut sector = [1; 512];
+/// chain.read_at(4096, &mut sector)?;
+/// assert_eq!(sector, [0; 512]);
+/// # Ok::<(), vhd::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct Chain<F> {
     layers: Vec<Layer<F>>,

@@ -224,7 +224,15 @@ impl<R: ReadAt> Image<R> {
     /// # Errors
     /// It has no blocks, or too many; storage fails.
     pub fn bat(&self) -> Result<Bat> {
-        let mut bat = Bat::new(self.block_count()?)?;
+        let count = self.block_count()?;
+        // No memory is taken for a table that the file has no room for.
+        let offset = self.blocks()?.table_offset;
+        let (wanted, there) = (u64::from(count) << 2, self.source.length()?.saturating_sub(offset));
+        if there < wanted {
+            let kind = ErrorKind::Truncated { part: Part::Bat, found: there, wanted };
+            return Err(Error::at(offset, kind));
+        }
+        let mut bat = Bat::new(count)?;
         self.for_each_block(|block, place| bat.set(block, Some(place)))?;
         Ok(bat)
     }
@@ -370,6 +378,11 @@ impl<R: ReadAt> Image<R> {
         if size > limit {
             let (what, unit) = ("Batmap", "bytes");
             return Err(ErrorKind::TooLarge { what, found: size, limit, unit }.into());
+        }
+        let there = self.source.length()?.saturating_sub(header.offset);
+        if there < size {
+            let kind = ErrorKind::Truncated { part, found: there, wanted: size };
+            return Err(Error::at(header.offset, kind));
         }
         let mut map = vec![0; usize::try_from(size).expect("bounded above")];
         let read = self.source.read_at(header.offset, &mut map);

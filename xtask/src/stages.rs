@@ -35,9 +35,10 @@ enum Run {
 }
 
 /// Packages with tests of their own that are no part of their library.
-const FOLDERS: [(&str, &str); 7] = [
+const FOLDERS: [(&str, &str); 8] = [
     ("blktap-ioctl", "blktap-ioctl/tests"),
     ("vhd", "vhd/tests"),
+    ("vhd-files", "vhd/files/tests"),
     ("tapdisk", "tapdisk/tests"),
     ("tapdisk-control", "tapdisk/control/tests"),
     ("tap-tools", "tools/tests"),

@@ -152,6 +152,49 @@ fn reads_every_locator_that_it_understands() {
     }
 }
 
+/// A full disk of 2040 GiB whose table says that all blocks are at one place; remembers the
+/// longest read.
+struct Largest(std::cell::Cell<usize>);
+
+impl ReadAt for Largest {
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
+        self.0.set(self.0.get().max(buffer.len()));
+        let footer = Spec { creator: Creator::Qemu, ..Spec::new(2040 << 30) }.footer();
+        buffer.fill(1);
+        match offset {
+            512 => buffer.copy_from_slice(&Header::new(1536, 1 << 20, BlockSize::DEFAULT).emit()),
+            offset if offset < 1536 || buffer.len() == 512 => {
+                buffer.copy_from_slice(&footer.emit());
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn length(&self) -> Result<u64> {
+        Ok(1 << 41)
+    }
+}
+
+#[test]
+fn the_table_of_the_largest_disk_is_read_in_pieces() {
+    let image = Image::load(Largest(std::cell::Cell::new(0)), LoadOptions::default()).unwrap();
+    assert_eq!(image.allocated_count(), Ok(1_044_480));
+    assert_eq!(image.end_of_data(), Ok((0x0101_0101 + 4097) * 512));
+    assert_eq!(image.source().0.get(), TABLE_PIECE);
+}
+
+#[test]
+fn takes_no_memory_for_a_table_that_the_file_has_no_room_for() {
+    let spec = Spec { creator: Creator::Qemu, ..Spec::new(2040 << 30) };
+    let mut file = vec![0; 4096];
+    put(&mut file, 0, &spec.footer().emit());
+    put(&mut file, 512, &Header::new(1536, 1 << 20, BlockSize::DEFAULT).emit());
+    let error = load(&file).unwrap().bat().unwrap_err();
+    let wanted = ErrorKind::Truncated { part: Part::Bat, found: 2560, wanted: 4_177_920 };
+    assert_eq!(error.kind(), &wanted);
+}
+
 proptest! {
     #[test]
     fn finds_the_blocks_of_images_of_all_creators(spec in specs(1 << 20)) {
