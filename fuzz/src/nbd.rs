@@ -48,7 +48,8 @@ impl Rig {
         let mut door = NbdDoor::without_listener(config);
         let poll = Poll::new().expect("epoll");
         door.register(poll.registry(), 0).expect("nothing to register yet");
-        let memory = Memory::new(MEMORY_BYTES).expect("8 MiB");
+        let mut memory = Memory::new(MEMORY_BYTES).expect("8 MiB");
+        memory.reserve_connections(config.connections_bytes()).expect("less than that");
         let free_at_start = memory.free_bytes();
         let (ours, peer) = UnixStream::pair().expect("a pair of sockets");
         peer.set_nonblocking(true).expect("a socket can be non-blocking");
@@ -131,9 +132,11 @@ impl Intake for Disk {
         self.running.len() < 8
     }
 
-    fn start(&mut self, request: &Request) {
+    fn start(&mut self, fill: impl FnOnce(&mut Request)) {
+        let mut request = Request::NONE;
+        fill(&mut request);
         assert!(self.has_room(), "started without room");
-        self.running.push(*request);
+        self.running.push(request);
     }
 
     fn memory(&mut self) -> &mut Memory {
@@ -154,7 +157,7 @@ impl Disk {
     fn finish_all(&mut self, door: &mut NbdDoor) {
         while let Some(request) = self.running.pop() {
             let answer = self.perform(&request);
-            door.answer(request.token, answer, &mut self.memory);
+            door.answer(&request, &answer, &mut self.memory);
         }
     }
 

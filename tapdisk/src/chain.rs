@@ -22,14 +22,14 @@ pub struct Path<'a> {
     pub counters: &'a mut DiskCounters,
 }
 
-/// What [`Chain::advance`] did.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Advanced {
-    /// How many bytes of the request are mapped now, counted from its start.
+/// How far a request is on its way through the chain.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// How many bytes of the request are mapped, counted from its start.
     pub cursor: u64,
-    /// How many I/Os were given to the queue by this call.
-    pub pushed: u32,
-    /// For block status: the answer, where no file had to be asked.
+    /// How many I/Os of it the queue has.
+    pub parts: u32,
+    /// For block status: the answer.
     pub extent: Option<Extent>,
 }
 
@@ -79,6 +79,14 @@ impl Chain {
     /// layers that passed it see its end.
     #[inline]
     pub fn admit(&mut self, slot: usize, request: &Request, memory: &mut Memory) -> Verdict {
+        if self.layers.is_empty() {
+            return Verdict::Pass;
+        }
+        self.ask_layers(slot, request, memory)
+    }
+
+    #[inline(never)]
+    fn ask_layers(&mut self, slot: usize, request: &Request, memory: &mut Memory) -> Verdict {
         for index in 0..self.layers.len() {
             let verdict = self.layers[index].before(slot, request, memory);
             if let Verdict::Fail(errno) = verdict {
@@ -103,91 +111,130 @@ impl Chain {
         status: Status,
         path: &mut Path<'_>,
     ) -> Status {
+        if status == Status::Done && self.layers.is_empty() {
+            return status;
+        }
+        self.show_layers(slot, request, status, path)
+    }
+
+    #[inline(never)]
+    fn show_layers(
+        &mut self,
+        slot: usize,
+        request: &Request,
+        mut status: Status,
+        path: &mut Path<'_>,
+    ) -> Status {
         if status != Status::Done {
             path.counters.image_failed(0, request.op, request.len);
         }
-        let mut status = status;
         for layer in self.layers.iter_mut().rev() {
             status = layer.after(slot, request, status, path.memory);
         }
         status
     }
 
-    /// Maps the request from byte `cursor` on and pushes I/O until it is all mapped or the queue is
-    /// full.
+    /// Maps the request from where it is on, and pushes I/O, until it is all mapped or the queue is
+    /// full. A flush wants room for one I/O.
     #[inline(always)]
     pub fn advance(
         &mut self,
         tag: Tag,
         request: &Request,
-        cursor: u64,
+        progress: &mut Progress,
         path: &mut Path<'_>,
-    ) -> Advanced {
+    ) {
         if request.op == Op::Flush {
-            return self.flush(tag, path);
+            return self.flush(tag, progress, path);
         }
-        let mut state = Advanced { cursor, pushed: 0, extent: None };
-        while state.cursor < request.len && path.queue.has_room() {
-            let (index, mapping) = self.map(request, state.cursor);
-            let from = state.cursor;
-            match mapping {
-                Mapping::Data { file, offset, len } => {
-                    let part;
-                    let segments = if from == 0 && len == request.len {
-                        request.segments.as_slice()
-                    } else {
-                        part = part_of(request, from, len);
-                        part.as_slice()
-                    };
-                    let op = io_op(request);
-                    path.queue.push(path.memory, &Io { tag, op, file, offset, len, segments });
-                    state.pushed += 1;
-                    state.cursor += len;
-                }
-                Mapping::Nowhere { len } | Mapping::Below { len } => {
-                    if request.op == Op::BlockStatus {
-                        state.extent = Some(Extent { len, kind: ExtentKind::Hole });
-                    }
-                    if request.op == Op::Read {
-                        zero(request, from, len, path.memory);
-                    }
-                    state.cursor += len;
-                }
-            }
-            path.counters.image_hit(index, request.op, state.cursor - from);
-            if request.op == Op::BlockStatus {
-                // One extent answers it: the first run's.
-                state.cursor = request.len;
-            }
+        self.step(tag, request, progress, path);
+        // Most requests are one run.
+        if progress.cursor < request.len {
+            self.step_on(tag, request, progress, path);
         }
-        state
+    }
+
+    #[inline(never)]
+    fn step_on(
+        &mut self,
+        tag: Tag,
+        request: &Request,
+        progress: &mut Progress,
+        path: &mut Path<'_>,
+    ) {
+        while progress.cursor < request.len && path.queue.has_room() {
+            self.step(tag, request, progress, path);
+        }
+    }
+
+    /// Maps one run, and pushes its I/O if it has one.
+    #[inline(always)]
+    fn step(&mut self, tag: Tag, request: &Request, progress: &mut Progress, path: &mut Path<'_>) {
+        let from = progress.cursor;
+        let (index, mapping) = self.map(request, from);
+        let len = match mapping {
+            Mapping::Data { file, offset, len } => {
+                let segments = request.segments.as_slice();
+                let io = Io { tag, op: io_op(request), file, offset, len, segments };
+                if len == request.len {
+                    path.queue.push(path.memory, &io);
+                } else {
+                    push_part(request, from, io, path);
+                }
+                progress.parts += 1;
+                len
+            }
+            Mapping::Nowhere { len } | Mapping::Below { len } => {
+                if request.op == Op::Read {
+                    zero(request, from, len, path.memory);
+                } else if request.op == Op::BlockStatus {
+                    progress.extent = Some(Extent { len, kind: ExtentKind::Hole });
+                }
+                len
+            }
+        };
+        path.counters.image_hit(index, request.op, len);
+        // One extent answers a block status: the first run's.
+        progress.cursor += if request.op == Op::BlockStatus { request.len } else { len };
     }
 
     /// The first image, from the leaf, that knows where the rest of the request starts, and where.
     #[inline(always)]
     fn map(&mut self, request: &Request, cursor: u64) -> (usize, Mapping) {
-        let (offset, mut len) = (request.offset + cursor, request.len - cursor);
-        let last = self.images.len() - 1;
-        for (index, (image, size)) in self.images.iter_mut().enumerate() {
+        let (offset, len) = (request.offset + cursor, request.len - cursor);
+        // The leaf by itself: nearly always it is the one.
+        match self.images.first_mut().filter(|(_, size)| *size >= offset + len) {
+            None => self.map_from(0, request.op, offset, len),
+            Some((image, _)) => match image.map(request.op, offset, len) {
+                Mapping::Below { len } => self.map_from(1, request.op, offset, len),
+                mapping => (0, mapping),
+            },
+        }
+    }
+
+    /// The same from the image `first` on; each may be shorter than those above it.
+    #[inline(never)]
+    fn map_from(&mut self, first: usize, op: Op, offset: u64, mut len: u64) -> (usize, Mapping) {
+        for (index, (image, size)) in self.images.iter_mut().enumerate().skip(first) {
             let inside = size.saturating_sub(offset);
             if inside == 0 {
                 continue;
             }
-            match image.map(request.op, offset, len.min(inside)) {
-                Mapping::Below { len: run } if index < last => len = run,
+            match image.map(op, offset, len.min(inside)) {
+                Mapping::Below { len: run } => len = run,
                 mapping => return (index, mapping),
             }
         }
-        (last, Mapping::Nowhere { len })
+        (self.images.len() - 1, Mapping::Nowhere { len })
     }
 
-    fn flush(&mut self, tag: Tag, path: &mut Path<'_>) -> Advanced {
-        let Some(file) = self.leaf().file() else {
-            return Advanced { cursor: 0, pushed: 0, extent: None };
-        };
-        let io = Io { tag, op: IoOp::Flush, file, offset: 0, len: 0, segments: &[] };
-        path.queue.push(path.memory, &io);
-        Advanced { cursor: 0, pushed: 1, extent: None }
+    #[inline(never)]
+    fn flush(&mut self, tag: Tag, progress: &mut Progress, path: &mut Path<'_>) {
+        if let Some(file) = self.leaf().file() {
+            let io = Io { tag, op: IoOp::Flush, file, offset: 0, len: 0, segments: &[] };
+            path.queue.push(path.memory, &io);
+            progress.parts += 1;
+        }
     }
 
     /// Closes all images, leaf first; goes on after an error and reports the first.
@@ -216,7 +263,24 @@ impl Chain {
     }
 }
 
+/// Pushes I/O for the part of a request that starts at its byte `from`.
+#[inline(never)]
+fn push_part(request: &Request, from: u64, io: Io<'_>, path: &mut Path<'_>) {
+    let part = part_of(request, from, io.len);
+    path.queue.push(path.memory, &Io { segments: part.as_slice(), ..io });
+}
+
+#[inline]
 fn io_op(request: &Request) -> IoOp {
+    match request.op {
+        Op::Read => IoOp::Read,
+        Op::Write => IoOp::Write { durable: request.fua },
+        _ => rare_io_op(request),
+    }
+}
+
+#[inline(never)]
+fn rare_io_op(request: &Request) -> IoOp {
     let durable = request.fua;
     match request.op {
         Op::Read => IoOp::Read,
@@ -229,16 +293,20 @@ fn io_op(request: &Request) -> IoOp {
 }
 
 /// Fills `len` bytes of a read from byte `from` on with zeros.
-#[inline(always)]
+#[inline]
 fn zero(request: &Request, from: u64, len: u64, memory: &mut Memory) {
-    if from == 0 && len == request.len {
-        for segment in request.segments.as_slice() {
-            memory.zero(*segment);
-        }
-    } else {
-        for segment in part_of(request, from, len).as_slice() {
-            memory.zero(*segment);
-        }
+    if len < request.len {
+        return zero_part(request, from, len, memory);
+    }
+    for segment in request.segments.as_slice() {
+        memory.zero(*segment);
+    }
+}
+
+#[inline(never)]
+fn zero_part(request: &Request, from: u64, len: u64, memory: &mut Memory) {
+    for segment in part_of(request, from, len).as_slice() {
+        memory.zero(*segment);
     }
 }
 

@@ -19,6 +19,7 @@ pub mod memory;
 pub mod process;
 pub mod queue;
 pub mod request;
+mod row;
 pub mod server;
 pub mod statistics;
 pub mod status;

@@ -29,53 +29,55 @@ pub enum Op {
 impl Op {
     /// Whether it changes the disk, and so is refused on one that is read-only.
     #[must_use]
+    #[inline]
     pub fn is_change(self) -> bool {
         matches!(self, Self::Write | Self::Trim | Self::WriteZeroes)
     }
 
     /// Whether its segments carry data.
     #[must_use]
+    #[inline]
     pub fn has_data(self) -> bool {
         matches!(self, Self::Read | Self::Write)
     }
 }
 
 /// A door's own name for a request; it comes back with the answer, unread.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Token(pub u32);
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Token {
+    /// Of several behind one door: who asked.
+    pub peer: u16,
+    /// What that one calls it; need not be the only one of its name.
+    pub number: u64,
+}
 
 /// The memory of a request, in order: at most [`SEGMENTS_MAX`] pieces.
 #[derive(Clone, Copy)]
 pub struct Segments {
     items: [Segment; SEGMENTS_MAX],
     count: u8,
+    /// The sum of their lengths.
+    bytes: u64,
 }
 
 impl Segments {
     /// No memory: flush, trim, write zeroes, block status.
-    pub const NONE: Self = Self { items: [Segment::EMPTY; SEGMENTS_MAX], count: 0 };
+    pub const NONE: Self = Self { items: [Segment::EMPTY; SEGMENTS_MAX], count: 0, bytes: 0 };
 
     /// One piece.
     #[must_use]
     #[inline]
     pub fn one(segment: Segment) -> Self {
         let mut segments = Self::NONE;
-        segments.items[0] = segment;
-        segments.count = 1;
+        segments.push(segment);
         segments
     }
 
-    /// Takes on the pieces of another one; what is behind them stays, unused.
+    /// Forgets all pieces.
     #[inline]
-    fn set(&mut self, other: &Self) {
-        let pieces = other.as_slice();
-        // The first by itself: mostly it is the only one.
-        if let [one] = pieces {
-            self.items[0] = *one;
-        } else {
-            self.items[..pieces.len()].copy_from_slice(pieces);
-        }
-        self.count = other.count;
+    pub fn clear(&mut self) {
+        self.count = 0;
+        self.bytes = 0;
     }
 
     /// Appends a piece; joins it to the last one when that ends where this begins.
@@ -84,6 +86,7 @@ impl Segments {
     /// When there are [`SEGMENTS_MAX`] pieces already: the door checks the count before.
     #[inline]
     pub fn push(&mut self, segment: Segment) {
+        self.bytes += u64::from(segment.len);
         let count = usize::from(self.count);
         if let Some(last) = count.checked_sub(1).and_then(|index| self.items.get_mut(index))
             && last.region == segment.region
@@ -92,9 +95,16 @@ impl Segments {
             last.len += segment.len;
             return;
         }
-        assert!(count < SEGMENTS_MAX, "a request has at most {SEGMENTS_MAX} segments");
+        assert!(count < SEGMENTS_MAX, "a request has at most eleven segments");
         self.items[count] = segment;
         self.count += 1;
+    }
+
+    /// The first piece, empty when there is none.
+    #[must_use]
+    #[inline]
+    pub fn first(&self) -> Segment {
+        if self.count > 0 { self.items[0] } else { Segment::EMPTY }
     }
 
     /// The pieces.
@@ -108,7 +118,7 @@ impl Segments {
     #[must_use]
     #[inline]
     pub fn bytes(&self) -> u64 {
-        self.as_slice().iter().map(|segment| u64::from(segment.len)).sum()
+        self.bytes
     }
 }
 
@@ -141,18 +151,28 @@ pub struct Request {
 }
 
 impl Request {
-    /// Becomes a copy of another one. Cheaper than the whole of it: most requests have one piece of
-    /// memory, and all have room for eleven.
+    /// Nothing yet: what a door makes a request of.
+    pub const NONE: Self = Self {
+        token: Token { peer: 0, number: 0 },
+        op: Op::Flush,
+        fua: false,
+        may_punch: false,
+        offset: 0,
+        len: 0,
+        segments: Segments::NONE,
+    };
+
+    /// Becomes another one, without memory so far. In place: most requests have one piece of
+    /// memory, and all have room for eleven, so that one is not moved lightly.
     #[inline]
-    pub fn set(&mut self, other: &Self) {
-        let Self { token, op, fua, may_punch, offset, len, ref segments } = *other;
+    pub fn set(&mut self, token: Token, op: Op, (offset, len): (u64, u64)) {
         self.token = token;
         self.op = op;
-        self.fua = fua;
-        self.may_punch = may_punch;
+        self.fua = false;
+        self.may_punch = false;
         self.offset = offset;
         self.len = len;
-        self.segments.set(segments);
+        self.segments.clear();
     }
 }
 

@@ -184,8 +184,14 @@ impl DiskThread {
         }
         let listener = UnixListener::bind(path)
             .map_err(|refused| error(refused, "Cannot make the NBD socket"))?;
-        let mut door = NbdDoor::new(listener, NbdConfig::default())
-            .map_err(|refused| error(refused, "Cannot serve NBD"))?;
+        let nbd = NbdConfig::default();
+        self.disk
+            .vbd
+            .memory()
+            .reserve_connections(nbd.connections_bytes())
+            .map_err(|refused| error(refused, "No memory for NBD connections"))?;
+        let mut door =
+            NbdDoor::new(listener, nbd).map_err(|refused| error(refused, "Cannot serve NBD"))?;
         door.register(self.poll.registry(), door_base(NBD))
             .map_err(|refused| error(refused, "Cannot wait for the NBD socket"))?;
         self.disk.nbd = Some(door);
@@ -296,6 +302,11 @@ impl DiskThread {
         self.disk.vbd.shut_down();
         let clock = self.clock;
         self.disk.turn(|| clock.now());
+        // What could be told was told. Who waits for more would wait for the storage.
+        if let Some(door) = &mut self.disk.nbd {
+            door.hang_up(self.disk.vbd.memory());
+            let _ = std::fs::remove_file(&self.config.nbd_path);
+        }
         self.enter(Life::Dead);
         None
     }

@@ -124,14 +124,14 @@ impl Disk {
 
     fn answer(&mut self) -> usize {
         let Self { vbd, ring, nbd, .. } = self;
-        let answered = vbd.answers(|door, token, answer, memory| match door {
+        let answered = vbd.answers(|door, request, answer, memory| match door {
             RING => {
                 let door = ring.as_mut().expect("a door outlives its requests");
-                door.answer(token, answer, memory);
+                door.answer(request, answer, memory);
             }
             _ => {
                 let door = nbd.as_mut().expect("a door outlives its requests");
-                door.answer(token, answer, memory);
+                door.answer(request, answer, memory);
             }
         });
         if let Some(door) = ring {

@@ -199,7 +199,9 @@ fn simulated(name: &str) -> Disk {
     std::fs::remove_file(&path).unwrap();
     vbd.insert_chain(Chain::new(Vec::new(), vec![image]), false, RETRY_TIMEOUT);
     let mut disk = Disk::new(vbd);
-    disk.nbd = Some(NbdDoor::without_listener(crate::frontend::nbd::NbdConfig::default()));
+    let config = crate::frontend::nbd::NbdConfig::default();
+    disk.vbd.memory().reserve_connections(config.connections_bytes()).unwrap();
+    disk.nbd = Some(NbdDoor::without_listener(config));
     disk
 }
 

@@ -209,3 +209,24 @@ fn a_resume_that_fails_ends_the_requests_that_wait() {
     assert!(matches!(rig.ended()[..], [Err(_)]));
     assert_eq!(rig.thread.disk.vbd.outstanding(), 0);
 }
+
+/// The storage hangs, perhaps for ever: nobody is left waiting for it.
+#[test]
+fn a_forced_close_lets_nbd_peers_go_while_io_hangs() {
+    use std::io::Read;
+    let mut rig = Rig::new("peers");
+    let path = rig.thread.config.nbd_path.clone();
+    let mut peer = std::os::unix::net::UnixStream::connect(&path).unwrap();
+    rig.stuck_read();
+    rig.send(2, Command::ForceClose);
+    rig.turns(3);
+    assert_eq!(rig.answer(), None, "it is not closed while its I/O is out");
+    let mut greeting = Vec::new();
+    peer.read_to_end(&mut greeting).unwrap();
+    assert_eq!(greeting.len(), 18, "the connection has ended");
+    assert!(!path.exists());
+    rig.sim().release();
+    rig.sim().run_all();
+    rig.turns(3);
+    assert_eq!(rig.answer(), Some((2, Ok(()))));
+}

@@ -25,7 +25,7 @@ use mio::{Interest, Registry};
 use super::{Frontend, Intake};
 use crate::error::DiskError;
 use crate::memory::{Memory, RegionId, Segment};
-use crate::request::{Answer, DiskInfo, Op, Request, Segments, Token};
+use crate::request::{Answer, DiskInfo, Op, Request, Token};
 use crate::status::Status;
 use crate::time::Now;
 
@@ -52,7 +52,6 @@ pub struct RingStatistics {
 #[derive(Debug)]
 pub struct BlktapDoor {
     ring: MappedRing,
-    ids: [Option<RequestId>; 32],
     /// Something may have been published, or may be by a poll: look before sleeping.
     look: bool,
     suspended: bool,
@@ -89,7 +88,6 @@ impl BlktapDoor {
         unsafe { memory.set_ring(Some(ring.data_area())) };
         Ok(Self {
             ring,
-            ids: [None; 32],
             look: true,
             suspended: false,
             unpushed: false,
@@ -171,9 +169,8 @@ impl BlktapDoor {
         }
     }
 
-    fn begin(&mut self, request: &RingRequest, intake: &mut dyn Intake) {
-        let number = request.id.index();
-        self.ids[number as usize] = Some(request.id);
+    #[inline]
+    fn begin(&mut self, request: &RingRequest, intake: &mut impl Intake) {
         let op = match request.op {
             blktap_ioctl::Op::Read => Op::Read,
             blktap_ioctl::Op::Write => Op::Write,
@@ -181,21 +178,15 @@ impl BlktapDoor {
             blktap_ioctl::Op::Trim => Op::Trim,
         };
         self.statistics.taken += 1;
-        // Made in place: a request with room for eleven segments is not moved lightly.
-        let mut out = Request {
-            token: Token(number),
-            op,
-            fua: false,
-            may_punch: true,
-            offset: request.offset(),
-            len: request.bytes,
-            segments: Segments::NONE,
-        };
-        for segment in request.segments() {
-            let (offset, len) = (segment.offset, segment.len);
-            out.segments.push(Segment { region: RegionId::Ring, offset, len });
-        }
-        intake.start(&out);
+        intake.start(|out| {
+            let token = Token { peer: 0, number: u64::from(request.id.index()) };
+            out.set(token, op, (request.offset(), request.bytes));
+            out.may_punch = true;
+            for segment in request.segments() {
+                let (offset, len) = (segment.offset, segment.len);
+                out.segments.push(Segment { region: RegionId::Ring, offset, len });
+            }
+        });
     }
 
     fn fault(&mut self, fault: RingFault) {
@@ -221,7 +212,7 @@ impl Frontend for BlktapDoor {
         self.look = true;
     }
 
-    fn pull(&mut self, intake: &mut dyn Intake) -> bool {
+    fn pull<I: Intake>(&mut self, intake: &mut I) -> bool {
         if self.suspended || self.dead.is_some() {
             return false;
         }
@@ -241,8 +232,9 @@ impl Frontend for BlktapDoor {
         false
     }
 
-    fn answer(&mut self, token: Token, answer: Answer, _: &mut Memory) {
-        let id = self.ids[token.0 as usize].take().expect("only what was taken is answered");
+    #[inline]
+    fn answer(&mut self, request: &Request, answer: &Answer, _: &mut Memory) {
+        let id = RequestId::new(request.token.number).expect("what a ring names its requests");
         self.ring.respond(id, answer.status.to_blkif());
         self.unpushed = true;
         self.statistics.answered += 1;

@@ -21,7 +21,7 @@ use std::io;
 use mio::Registry;
 
 use crate::memory::Memory;
-use crate::request::{Answer, DiskInfo, Request, Token};
+use crate::request::{Answer, DiskInfo, Request};
 use crate::time::Now;
 
 /// How many mio tokens one door may use: its own numbers are 0 up to this.
@@ -32,13 +32,13 @@ pub trait Intake {
     /// Whether [`Intake::start`] may be called once more.
     fn has_room(&self) -> bool;
 
-    /// Starts a request. The answer comes by [`Frontend::answer`], in any order, never from inside
-    /// this call. Range, alignment to the disk's sectors and read-only are checked there, once for
-    /// all doors.
+    /// Starts a request, which `fill` makes where it stays: see [`Request::set`]. The answer comes
+    /// by [`Frontend::answer`], in any order, never from inside this call. Range, alignment to the
+    /// disk's sectors and read-only are checked there, once for all doors.
     ///
     /// # Panics
     /// When there is no room.
-    fn start(&mut self, request: &Request);
+    fn start(&mut self, fill: impl FnOnce(&mut Request));
 
     /// The disk's memory.
     fn memory(&mut self) -> &mut Memory;
@@ -65,10 +65,15 @@ pub trait Frontend {
     /// Takes what has come in and starts it; stops when there is no room or nothing more.
     /// Returns whether it left work behind that no event will announce: then the loop does not
     /// sleep.
-    fn pull(&mut self, intake: &mut dyn Intake) -> bool;
+    ///
+    /// Not for trait objects: what a request passes through is compiled for the one intake that
+    /// there is.
+    fn pull<I: Intake>(&mut self, intake: &mut I) -> bool
+    where
+        Self: Sized;
 
-    /// Takes the answer to a request that it started.
-    fn answer(&mut self, token: Token, answer: Answer, memory: &mut Memory);
+    /// Takes the answer to a request that it started, and with it the request as it was.
+    fn answer(&mut self, request: &Request, answer: &Answer, memory: &mut Memory);
 
     /// Sends what has been answered since the last call: one notification for all.
     fn flush(&mut self, memory: &mut Memory);

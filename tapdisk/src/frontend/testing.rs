@@ -48,7 +48,7 @@ impl MockIntake {
             Err(errno) => Status::Failed(errno).into(),
             Ok(()) => self.perform(&request),
         };
-        door.answer(request.token, answer, &mut self.memory);
+        door.answer(&request, &answer, &mut self.memory);
         request
     }
 
@@ -119,14 +119,15 @@ impl Intake for MockIntake {
         self.running.len() < self.room
     }
 
-    fn start(&mut self, request: &Request) {
+    fn start(&mut self, fill: impl FnOnce(&mut Request)) {
         assert!(self.has_room());
-        assert!(!self.running.iter().any(|other| other.token == request.token));
+        let mut request = Request::NONE;
+        fill(&mut request);
         if request.op.has_data() {
             assert_eq!(request.segments.bytes(), request.len);
         }
-        self.running.push(*request);
-        self.started.push(*request);
+        self.running.push(request);
+        self.started.push(request);
     }
 
     fn memory(&mut self) -> &mut Memory {

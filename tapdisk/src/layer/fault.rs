@@ -131,7 +131,7 @@ mod tests {
         let mut fault = Fault::new(spec);
         let mut memory = Memory::new(4096).unwrap();
         let request = |op| Request {
-            token: Token(0),
+            token: Token::default(),
             op,
             fua: false,
             may_punch: false,

@@ -169,7 +169,7 @@ mod tests {
 
         fn request(&self, op: Op) -> Request {
             let segments = Segments::one(self.buffer);
-            let token = Token(0);
+            let token = Token::default();
             Request { token, op, fua: false, may_punch: false, offset: 512, len: 1024, segments }
         }
 

@@ -1,15 +1,17 @@
-//! The memory of one disk: an arena of its own and, with the kernel's ring, the ring's data pages.
+//! The memory of one disk: an arena for requests, what connections of clients work in, and, with
+//! the kernel's ring, the ring's data pages.
 //!
 //! A room with `unsafe`. Everybody else names memory by [`Segment`] (region, offset, length); only
 //! here is that turned into an address, after one check of the bounds.
 //!
 //! Invariants:
-//! * A region's mapping stays until the `Memory` is dropped, or for ever when I/O could not be
-//!   drained ([`Memory::leak`]): memory handed to the kernel is never unmapped under it.
+//! * The arena's mapping stays until the `Memory` is dropped, or for ever when I/O could not be
+//!   drained ([`Memory::leak`]): memory handed to the kernel is never unmapped under it. That of the
+//!   connections is only touched inside calls of `Memory`.
 //! * No `&[u8]` to a region exists outside this file: the kernel, and for the ring another kernel
 //!   component, may write there at any time. Bytes are copied in and out.
 //!
-//! Nothing is allocated after [`Memory::new`].
+//! Nothing is allocated after [`Memory::new`] and [`Memory::reserve_connections`].
 #![allow(unsafe_code)]
 
 mod buddy;
@@ -32,16 +34,23 @@ pub const PAGE_SIZE: u32 = 4096;
 const SOCKET_IOVECS_MAX: usize = 128;
 
 /// Whose memory a segment lies in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(u32)]
 pub enum RegionId {
-    /// This disk's own memory: buffers for doors that bring none.
-    Arena,
+    /// This disk's own memory: buffers of requests from doors that bring none.
+    #[default]
+    Arena = 0,
     /// The data pages of the kernel's ring.
-    Ring,
+    Ring = 1,
+    /// Where connections receive, and keep headers to send. Apart from the arena: they stay for as
+    /// long as the connection does, and would cut the arena into pieces.
+    Connections = 2,
 }
 
+const REGIONS: usize = 3;
+
 /// A piece of memory: offsets and lengths cross the layers, pointers do not.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Segment {
     /// Whose.
     pub region: RegionId,
@@ -62,32 +71,58 @@ impl Segment {
     #[must_use]
     #[inline]
     pub fn part(self, offset: u32, len: u32) -> Self {
-        let end = offset.checked_add(len).expect("lengths of segments are small");
-        assert!(end <= self.len, "part {offset}+{len} of a segment of {} bytes", self.len);
+        let end = offset.checked_add(len);
+        if end.is_none_or(|end| end > self.len) {
+            no_part(offset, len, self.len);
+        }
         Self { region: self.region, offset: self.offset + offset, len }
     }
 }
 
+// Apart from what checks: to have the numbers at hand for a message costs every caller.
+#[cold]
+#[inline(never)]
+fn no_part(offset: u32, len: u32, whole: u32) -> ! {
+    panic!("part {offset}+{len} of a segment of {whole} bytes");
+}
+
+#[cold]
+#[inline(never)]
+fn no_place(offset: usize, len: usize, whole: usize) -> ! {
+    panic!("bytes {offset}+{len} of a segment of {whole} bytes");
+}
+
+#[cold]
+#[inline(never)]
+fn outside(segment: Segment, region: usize) -> ! {
+    let Segment { offset, len, .. } = segment;
+    panic!("segment {offset}+{len} outside its region of {region} bytes");
+}
+
+/// Without bytes while there is none.
 #[derive(Clone, Copy)]
 struct Region {
     base: *mut u8,
     len: usize,
 }
 
+const NO_REGION: Region = Region { base: std::ptr::null_mut(), len: 0 };
+
 /// All memory that the I/O of one disk touches.
 pub struct Memory {
-    arena: Region,
-    ring: Option<Region>,
+    /// By [`RegionId`].
+    regions: [Region; REGIONS],
     buddy: Buddy,
     /// Reused for each call on a socket.
     iovecs: Box<[libc::iovec]>,
-    /// Last, so that it goes last; `ManuallyDrop` so that it can be left behind.
+    connections: Option<MmapRaw>,
+    /// The arena's. `ManuallyDrop` so that it can be left behind.
     mapping: ManuallyDrop<MmapRaw>,
     leaked: bool,
 }
 
-// SAFETY: the pointers are into mappings that this value owns (arena) or whose owner promised to
-// keep them (ring, see `set_ring`); neither is tied to a thread.
+// SAFETY: the pointers are into mappings that this value owns (arena, connections) or whose owner
+// promised to keep them (ring, see `set_ring`); none is tied to a thread.
 unsafe impl Send for Memory {}
 
 impl Memory {
@@ -98,14 +133,30 @@ impl Memory {
     pub fn new(bytes: usize) -> io::Result<Self> {
         let bytes = bytes.next_power_of_two().max(PAGE_SIZE as usize);
         let mapping = MmapRaw::from(MmapMut::map_anon(bytes)?);
+        let mut regions = [NO_REGION; REGIONS];
+        regions[RegionId::Arena as usize] = Region { base: mapping.as_mut_ptr(), len: bytes };
         Ok(Self {
-            arena: Region { base: mapping.as_mut_ptr(), len: bytes },
-            ring: None,
+            regions,
             buddy: Buddy::new(bytes / PAGE_SIZE as usize),
             iovecs: vec![NO_IOVEC; SOCKET_IOVECS_MAX].into(),
+            connections: None,
             mapping: ManuallyDrop::new(mapping),
             leaked: false,
         })
+    }
+
+    /// Makes sure that the region of the connections has `bytes` bytes. What was there may be gone.
+    ///
+    /// # Errors
+    /// What mmap says, ENOMEM mostly.
+    pub fn reserve_connections(&mut self, bytes: usize) -> io::Result<()> {
+        if self.regions[RegionId::Connections as usize].len < bytes {
+            let mapping = MmapRaw::from(MmapMut::map_anon(bytes)?);
+            let region = Region { base: mapping.as_mut_ptr(), len: bytes };
+            self.regions[RegionId::Connections as usize] = region;
+            self.connections = Some(mapping);
+        }
+        Ok(())
     }
 
     /// Adds the data pages of the kernel's ring, or takes them away again.
@@ -115,7 +166,8 @@ impl Memory {
     /// called again or the `Memory` is dropped, and no I/O on segments of the ring is under way
     /// then.
     pub unsafe fn set_ring(&mut self, ring: Option<(*mut u8, usize)>) {
-        self.ring = ring.map(|(base, len)| Region { base, len });
+        self.regions[RegionId::Ring as usize] =
+            ring.map_or(NO_REGION, |(base, len)| Region { base, len });
     }
 
     /// Leaves the arena mapped for ever: for a teardown with I/O that does not come back.
@@ -153,20 +205,25 @@ impl Memory {
     /// When it is not inside its region: our own error, a door checks what it takes from outside.
     #[inline]
     fn address(&self, segment: Segment) -> *mut u8 {
-        let region = match segment.region {
-            RegionId::Arena => self.arena,
-            RegionId::Ring => {
-                self.ring.expect("segments of the ring exist only while it is mapped")
-            }
-        };
+        let region = self.regions[segment.region as usize];
         let (offset, len) = (segment.offset as usize, segment.len as usize);
-        assert!(
-            offset.checked_add(len).is_some_and(|end| end <= region.len),
-            "segment {offset}+{len} outside its region of {} bytes",
-            region.len
-        );
+        if offset.checked_add(len).is_none_or(|end| end > region.len) {
+            outside(segment, region.len);
+        }
         // SAFETY: the offset is inside the mapping, checked above.
         unsafe { region.base.add(offset) }
+    }
+
+    /// The address of `N` bytes at byte `offset` of a segment.
+    #[inline]
+    fn place<const N: usize>(&self, segment: Segment, offset: u32) -> *mut u8 {
+        let base = self.address(segment);
+        let (offset, len) = (offset as usize, segment.len as usize);
+        if offset + N > len {
+            no_place(offset, N, len);
+        }
+        // SAFETY: inside the segment, checked above, which is inside its mapping.
+        unsafe { base.add(offset) }
     }
 
     /// The segment as the kernel takes it.
@@ -195,6 +252,31 @@ impl Memory {
         // SAFETY: base is valid for len bytes (`address`), the source is a live slice; a region is
         // never borrowed, so they do not overlap.
         unsafe { base.copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
+    }
+
+    /// Copies the `N` bytes out that start at byte `offset` of it.
+    ///
+    /// # Panics
+    /// When it has no such bytes.
+    #[inline]
+    #[must_use]
+    pub fn read<const N: usize>(&self, segment: Segment, offset: u32) -> [u8; N] {
+        let mut bytes = [0; N];
+        let base = self.place::<N>(segment, offset);
+        // SAFETY: as in `copy_in`, the other way round.
+        unsafe { base.copy_to_nonoverlapping(bytes.as_mut_ptr(), N) };
+        bytes
+    }
+
+    /// Copies the `N` bytes to byte `offset` of it on.
+    ///
+    /// # Panics
+    /// When it has no such bytes.
+    #[inline]
+    pub fn write<const N: usize>(&mut self, segment: Segment, offset: u32, bytes: &[u8; N]) {
+        let base = self.place::<N>(segment, offset);
+        // SAFETY: as in `copy_in`.
+        unsafe { base.copy_from_nonoverlapping(bytes.as_ptr(), N) };
     }
 
     /// Copies bytes out of the start of it.
@@ -250,9 +332,11 @@ impl Memory {
 
     fn message(&mut self, segments: &[Segment]) -> libc::msghdr {
         let count = segments.len().min(SOCKET_IOVECS_MAX);
-        for (index, segment) in segments.iter().take(count).enumerate() {
-            self.iovecs[index] = self.iovec(*segment);
+        let mut iovecs = std::mem::take(&mut self.iovecs);
+        for (iovec, segment) in iovecs.iter_mut().zip(segments) {
+            *iovec = self.iovec(*segment);
         }
+        self.iovecs = iovecs;
         // SAFETY: msghdr is a C struct of integers and pointers: all zeros is a valid value of it.
         let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
         header.msg_iov = self.iovecs.as_mut_ptr();
@@ -276,8 +360,7 @@ impl std::fmt::Debug for Memory {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         formatter
             .debug_struct("Memory")
-            .field("arena", &self.arena.len)
-            .field("ring", &self.ring.map(|ring| ring.len))
+            .field("regions", &self.regions.map(|region| region.len))
             .field("free", &self.free_bytes())
             .finish_non_exhaustive()
     }
@@ -304,6 +387,24 @@ mod tests {
         memory.free(first);
         memory.free(second);
         assert_eq!(memory.free_bytes(), 64 << 10);
+    }
+
+    #[test]
+    fn connections_have_memory_of_their_own() {
+        let mut memory = Memory::new(4096).unwrap();
+        let all = memory.free_bytes();
+        memory.reserve_connections(1 << 20).unwrap();
+        assert_eq!(memory.free_bytes(), all);
+        let place = Segment { region: RegionId::Connections, offset: (1 << 20) - 8, len: 8 };
+        memory.write(place, 2, b"abcd");
+        assert_eq!(memory.read::<6>(place, 1), *b"\0abcd\0");
+    }
+
+    #[test]
+    #[should_panic(expected = "outside its region")]
+    fn asserts_on_a_segment_of_a_region_that_is_not_there() {
+        let memory = Memory::new(8192).unwrap();
+        let _ = memory.iovec(Segment { region: RegionId::Ring, offset: 0, len: 1 });
     }
 
     #[test]

@@ -208,8 +208,16 @@ impl Engine {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     pub(super) fn stage(&mut self, request: &Request<'_>) {
+        match self {
+            Self::Aio(aio) => aio.stage(request),
+            _ => self.stage_other(request),
+        }
+    }
+
+    #[inline(never)]
+    fn stage_other(&mut self, request: &Request<'_>) {
         match self {
             Self::Aio(aio) => aio.stage(request),
             Self::Uring(uring) => uring.stage(request),
@@ -321,7 +329,7 @@ impl Plain {
         let result = if request.verb.has_data() {
             inline::run(request)
         } else {
-            blocking::run(request.fd, request.verb, request.offset, request.len)
+            blocking::run(request.fd, request.verb, request.offset, request.len, || false)
         };
         self.results.push(Raw { key: request.key, result });
         self.staged += 1;

@@ -18,8 +18,6 @@ impl FileId {
 
 struct Slot {
     file: Arc<File>,
-    /// I/Os that the queue knows.
-    in_flight: u32,
     /// The durable flag of a write is not supported: write, then fdatasync.
     plain_only: bool,
 }
@@ -36,13 +34,12 @@ impl Files {
 
     pub(super) fn add(&mut self, file: Arc<File>) -> Option<FileId> {
         let at = self.slots.iter().position(Option::is_none)?;
-        self.slots[at] = Some(Slot { file, in_flight: 0, plain_only: false });
+        self.slots[at] = Some(Slot { file, plain_only: false });
         Some(FileId(u8::try_from(at).expect("FILES_MAX is below 256")))
     }
 
     pub(super) fn remove(&mut self, id: FileId) {
-        let slot = self.slot(id);
-        assert!(slot.in_flight == 0, "{} I/Os on a file that is removed", slot.in_flight);
+        let _ = self.slot(id);
         self.slots[usize::from(id.0)] = None;
     }
 
@@ -53,18 +50,6 @@ impl Files {
     #[inline]
     fn slot(&mut self, id: FileId) -> &mut Slot {
         self.slots[usize::from(id.0)].as_mut().expect("an I/O names a file that was added")
-    }
-
-    /// One more I/O.
-    #[inline]
-    pub(super) fn begin(&mut self, id: FileId) {
-        self.slot(id).in_flight += 1;
-    }
-
-    /// One I/O less.
-    #[inline]
-    pub(super) fn end(&mut self, id: FileId) {
-        self.slot(id).in_flight -= 1;
     }
 
     /// Its durable writes are plain writes followed by fdatasync from now on.

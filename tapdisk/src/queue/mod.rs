@@ -40,6 +40,7 @@ mod submit;
 mod sys;
 mod table;
 
+use std::collections::VecDeque;
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
@@ -61,7 +62,7 @@ use files::Files;
 use settle::first_step;
 use sim::Sim;
 use sys::iovecs::Iovecs;
-use table::{State, Table};
+use table::Table;
 
 pub use engine::{EngineKind, UnknownEngine};
 pub use files::{FILES_MAX, FileId};
@@ -215,12 +216,13 @@ pub struct Queue {
     in_kernel: usize,
     /// How many the helper thread holds.
     in_worker: usize,
-    /// Pushed since the last submit: tells new deferrals from old ones.
-    fresh: usize,
-    /// Results that are not settled yet.
+    /// Of those pushed, those that a submit has seen: tells new deferrals from old ones.
+    seen: u64,
+    /// Results as the engine gave them; those from `settled` on are not settled yet.
     raw: Vec<Raw>,
+    settled: usize,
     /// Ended, not handed out yet.
-    ready: Vec<Completion>,
+    ready: VecDeque<Completion>,
     worker: Option<Worker>,
     stats: QueueStats,
     engine: Engine,
@@ -270,9 +272,10 @@ impl Queue {
             staged: Vec::with_capacity(config.capacity),
             in_kernel: 0,
             in_worker: 0,
-            fresh: 0,
+            seen: 0,
             raw: Vec::with_capacity(config.capacity),
-            ready: Vec::with_capacity(config.capacity),
+            settled: 0,
+            ready: VecDeque::with_capacity(config.capacity),
             worker: None,
             stats: QueueStats::default(),
             event: Arc::new(event),
@@ -324,6 +327,8 @@ impl Queue {
     /// # Panics
     /// When it is not there, or an I/O on it is known to the queue.
     pub fn remove_file(&mut self, id: FileId) {
+        let count = self.table.count_of(id);
+        assert!(count == 0, "{count} I/Os on a file that is removed");
         self.files.remove(id);
         if let Engine::Sim(sim) = &mut self.engine {
             sim.unload(id);
@@ -334,7 +339,7 @@ impl Queue {
     #[must_use]
     #[inline]
     pub fn has_room(&self) -> bool {
-        self.room() > 0
+        self.table.unused() > self.ready.len()
     }
 
     /// How many more I/Os can be pushed.
@@ -347,24 +352,23 @@ impl Queue {
     /// Takes an I/O; it starts at the next [`Queue::submit`]. No system call.
     ///
     /// # Panics
-    /// When there is no room, or the I/O is malformed: no such file, more than [`SEGMENTS_MAX`]
-    /// segments, a segment outside its region, a length that is zero or not the sum of the
-    /// segments, or a range that ends past the largest offset of a file.
+    /// When there is no room, or the I/O is malformed: more than [`SEGMENTS_MAX`] segments, a
+    /// segment outside its region, a length that is zero or not the sum of the segments, or a range
+    /// that ends past the largest offset of a file. A file that is not there is found later, by the
+    /// submit.
     #[inline(always)]
     pub fn push(&mut self, memory: &Memory, io: &Io<'_>) {
         assert!(self.has_room(), "push without room");
-        assert!(io.segments.len() <= SEGMENTS_MAX, "{} segments", io.segments.len());
+        assert!(io.segments.len() <= SEGMENTS_MAX, "too many segments");
         assert!(io.len > 0 || io.op == IoOp::Flush, "an I/O of no bytes");
         let end = io.offset.checked_add(io.len);
-        assert!(end.is_some_and(|end| i64::try_from(end).is_ok()), "range of an I/O: {io:?}");
-        self.files.begin(io.file);
+        assert!(end.is_some_and(|end| i64::try_from(end).is_ok()), "past the largest offset");
         let (verb, then_sync) = first_step(io.op, &self.files, io.file);
         let index = self.table.allocate(io, verb, then_sync);
         let bytes = self.iovecs.fill(index, memory, io.segments);
-        let wanted = if io.op.has_data() { io.len } else { 0 };
-        assert!(bytes == wanted, "segments of {bytes} bytes for {wanted}");
-        self.fresh += 1;
-        self.stats.pushed += 1;
+        let wanted = if verb.has_data() { io.len } else { 0 };
+        assert!(bytes == wanted, "the segments are as long as the I/O");
+        self.stats.pushed = self.stats.pushed.wrapping_add(1);
     }
 
     /// Hands out what has ended; returns how many. No system call when nothing has.
@@ -373,47 +377,54 @@ impl Queue {
     /// a short I/O found here starts at the next [`Queue::submit`].
     pub fn reap(&mut self, mut each: impl FnMut(Completion)) -> usize {
         self.collect();
-        let count = self.ready.len();
-        for completion in self.ready.drain(..) {
+        let mut count = 0;
+        while let Some(completion) = self.pop() {
             each(completion);
+            count += 1;
         }
         count
     }
 
-    /// Hands out what has ended at once, for somebody who has room for the whole capacity: `out` is
-    /// empty, and the queue keeps it for the next ones.
-    ///
-    /// # Panics
-    /// When `out` is not empty, or smaller than the capacity.
-    pub fn reap_into(&mut self, out: &mut Vec<Completion>) {
-        assert!(out.is_empty() && out.capacity() >= self.config.capacity, "{}", out.capacity());
-        self.collect();
-        std::mem::swap(&mut self.ready, out);
-    }
-
-    /// Takes results out of the engine and the helper thread, and settles them.
-    fn collect(&mut self) {
-        if self.in_kernel > 0 {
+    /// The first half of [`Queue::reap`], for somebody who pushes while handling completions: takes
+    /// what has ended out of the engine and the helper thread.
+    pub fn collect(&mut self) {
+        if self.settled == self.raw.len() {
+            self.raw.clear();
+            self.settled = 0;
+        }
+        // Where some are left the room is theirs: then it is for the next time.
+        if self.settled == 0 && self.in_kernel > 0 {
             self.stats.system_calls += self.engine.reap(&mut self.raw);
         }
-        if self.in_worker > 0
+        if self.settled == 0
+            && self.in_worker > 0
             && let Some(worker) = &self.worker
         {
             worker.reap(&mut self.raw);
         }
-        for at in 0..self.raw.len() {
-            self.settle(self.raw[at]);
+    }
+
+    /// The second half: one of those that were collected.
+    #[inline(always)]
+    pub fn pop(&mut self) -> Option<Completion> {
+        while let Some(raw) = self.raw.get(self.settled) {
+            self.settled += 1;
+            if let Some(completion) = self.settle(*raw) {
+                return Some(completion);
+            }
         }
-        self.raw.clear();
+        self.ready.pop_front()
     }
 
     /// Waits until `at_least` I/Os have ended (merged ones count once), or for `timeout`, or until
     /// a signal. For a busy loop that would rather handle several completions per turn: only useful
     /// with many in flight. `reap` hands them out.
     pub fn wait_batch(&mut self, at_least: usize, timeout: Duration) {
-        if !self.ready.is_empty() || !self.raw.is_empty() {
+        if self.has_collected() {
             return;
         }
+        self.raw.clear();
+        self.settled = 0;
         if self.in_kernel > 0 {
             let at_least = at_least.clamp(1, self.in_kernel);
             self.stats.system_calls += 1;
@@ -436,20 +447,21 @@ impl Queue {
         } else {
             self.in_kernel == 0
         };
-        !self.ready.is_empty()
-            || !self.raw.is_empty()
-            || (self.in_kernel > 0 && self.engine.has_results())
-            || can_submit
+        self.has_collected() || (self.in_kernel > 0 && self.engine.has_results()) || can_submit
+    }
+
+    /// Whether [`Queue::pop`] may find something.
+    fn has_collected(&self) -> bool {
+        !self.ready.is_empty() || self.settled < self.raw.len()
     }
 
     /// Ends what can be ended, for a close that does not wait: what was not handed to the kernel
     /// completes with ECANCELED; for the rest cancellation is asked for (regular files and disks
-    /// mostly do not know it), and nothing of it is continued or run again. The completions are
-    /// reaped as always; [`Queue::in_flight`] tells what remains.
+    /// mostly do not know it; the helper thread stops between two pieces of a long range), and
+    /// nothing of it is continued or run again. The completions are reaped as always;
+    /// [`Queue::in_flight`] tells what remains.
     pub fn cancel_all(&mut self) {
-        while self.table.waiting() > 0 {
-            let index = self.table.front();
-            self.table.take_front(State::Engine);
+        while let Some(index) = self.table.take_front() {
             self.finish(index, Status::Failed(Errno::ECANCELED), None);
         }
         if self.engine.withdraw_all(self.in_kernel) {
@@ -458,9 +470,12 @@ impl Queue {
             }
             self.staged.clear();
         }
-        self.fresh = 0;
-        let Self { table, engine, .. } = self;
+        self.seen = self.stats.pushed;
+        let Self { table, engine, worker, .. } = self;
         table.cancel_running(|key| engine.cancel(key));
+        if let Some(worker) = worker {
+            worker.cancel();
+        }
     }
 
     /// How many I/Os the engine and the helper thread hold: memory and files of these may be
@@ -523,12 +538,11 @@ impl Drop for Queue {
             return;
         }
         self.cancel_all();
-        self.ready.clear();
+        while self.pop().is_some() {}
         // Two rounds: the engine, then the helper thread. A signal may cut one short.
         for _ in 0..2 {
             self.wait_batch(usize::MAX, DROP_PATIENCE);
-            self.collect();
-            self.ready.clear();
+            self.reap(|_| {});
         }
         if self.in_kernel > 0 {
             self.engine.abandon();

@@ -17,6 +17,15 @@ pub(super) fn first_step(op: IoOp, files: &Files, file: super::FileId) -> (Verb,
     match op {
         IoOp::Read => (Verb::Read, false),
         IoOp::Write { durable: false } => (Verb::Write, false),
+        _ => rare_first_step(op, files, file),
+    }
+}
+
+#[inline(never)]
+fn rare_first_step(op: IoOp, files: &Files, file: super::FileId) -> (Verb, bool) {
+    match op {
+        IoOp::Read => (Verb::Read, false),
+        IoOp::Write { durable: false } => (Verb::Write, false),
         IoOp::Write { durable: true } if files.is_plain_only(file) => (Verb::Write, true),
         IoOp::Write { durable: true } => (Verb::WriteDurable, false),
         IoOp::Flush => (Verb::Sync, false),
@@ -28,9 +37,9 @@ pub(super) fn first_step(op: IoOp, files: &Files, file: super::FileId) -> (Verb,
 }
 
 impl Queue {
-    /// Takes one result in.
-    #[inline]
-    pub(super) fn settle(&mut self, raw: Raw) {
+    /// Takes one result in; mostly it is the end of an I/O. Other ends are left in `ready`.
+    #[inline(always)]
+    pub(super) fn settle(&mut self, raw: Raw) -> Option<Completion> {
         let entry = self.table.running(raw.key);
         let (index, is_alone, done) =
             (raw.key.index(), entry.next == NONE, is_done(entry, raw.result));
@@ -40,13 +49,14 @@ impl Queue {
             self.in_kernel -= 1;
         }
         if is_alone && done {
-            self.end(index, Status::Done, None);
-        } else {
-            self.settle_group(index, raw.result);
+            return Some(self.end(index, Status::Done, None));
         }
+        self.settle_group(index, raw.result);
+        None
     }
 
     /// Settles an I/O and those merged with it.
+    #[inline(never)]
     pub(super) fn settle_group(&mut self, head: u32, result: i64) {
         if self.table.get(head).next == NONE {
             self.settle_one(head, result);
@@ -74,7 +84,7 @@ impl Queue {
         }
         self.stats.undone += u64::from(undone != NONE);
         while undone != NONE {
-            let next = self.table.get(undone).next;
+            let next = std::mem::replace(&mut self.table.get_mut(undone).next, NONE);
             self.again(undone);
             undone = next;
         }
@@ -83,7 +93,7 @@ impl Queue {
     /// Settles an I/O that ran alone, or was done in a group.
     pub(super) fn settle_one(&mut self, index: u32, result: i64) {
         if is_done(self.table.get(index), result) {
-            self.end(index, Status::Done, None);
+            self.finish(index, Status::Done, None);
         } else {
             self.settle_rest(index, result);
         }
@@ -189,7 +199,7 @@ impl Queue {
     /// cancelled ends instead.
     fn again(&mut self, index: u32) {
         let entry = self.table.get_mut(index);
-        entry.alone = true;
+        entry.may_merge = false;
         if entry.cancelled {
             self.finish(index, Status::Failed(Errno::ECANCELED), None);
         } else {
@@ -197,21 +207,18 @@ impl Queue {
         }
     }
 
-    /// Ends an I/O.
+    /// Ends an I/O; its completion is handed out by [`Queue::pop`].
     pub(super) fn finish(&mut self, index: u32, status: Status, extent: Option<Extent>) {
         if status != Status::Done {
             self.stats.failed += 1;
         }
-        self.end(index, status, extent);
+        let completion = self.end(index, status, extent);
+        self.ready.push_back(completion);
     }
 
-    /// Ends an I/O that is not counted as failed. Always inlined: a sixth of the way up is its
-    /// call.
-    #[inline(always)]
-    fn end(&mut self, index: u32, status: Status, extent: Option<Extent>) {
-        let (tag, file) = self.table.release(index);
-        self.files.end(file);
-        self.ready.push(Completion { tag, status, extent });
+    #[inline]
+    fn end(&mut self, index: u32, status: Status, extent: Option<Extent>) -> Completion {
+        Completion { tag: self.table.release(index), status, extent }
     }
 }
 

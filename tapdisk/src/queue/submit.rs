@@ -28,23 +28,26 @@ impl Queue {
                 break;
             }
             self.iovecs.start_gathering();
-            while self.table.waiting() > 0
-                && self.staged.len() + self.in_kernel < self.config.engine_depth
+            while self.staged.len() + self.in_kernel < self.config.engine_depth
+                && let Some(head) = self.table.take_front()
             {
-                self.stage_front();
+                self.stage(head);
             }
             if self.staged.is_empty() {
                 break;
             }
         }
-        self.stats.deferred += self.table.waiting().min(self.fresh) as u64;
-        self.fresh = 0;
+        let fresh = self.stats.pushed - self.seen;
+        self.stats.deferred += fresh.min(self.table.waiting() as u64);
+        self.seen = self.stats.pushed;
     }
 
     /// Runs a single read or write on this thread; a short one until it is done.
     fn run_lone(&mut self) {
-        while self.table.waiting() == 1 && self.in_flight() == 0 {
-            let index = self.table.front();
+        while self.table.waiting() == 1
+            && self.in_flight() == 0
+            && let Some(index) = self.table.front()
+        {
             let entry = *self.table.get(index);
             if !entry.verb.has_data() {
                 return;
@@ -64,7 +67,7 @@ impl Queue {
             };
             self.stats.system_calls += 1;
             self.stats.inline += u64::from(entry.done == 0);
-            self.table.take_front(State::Engine);
+            let _ = self.table.take_front();
             self.settle_one(index, result);
         }
     }
@@ -79,46 +82,51 @@ impl Queue {
         span
     }
 
-    /// Takes the oldest one that waits, with those behind it that it can be merged with, to the
-    /// engine or the helper thread.
-    fn stage_front(&mut self) {
-        let head = self.table.front();
-        let first = self.table.take_front(State::Engine);
-        let Entry { key, verb, file, mut offset, mut len, pieces, alone, .. } = *first;
-        if first.by_worker || !self.engine.takes(verb) {
-            self.give_worker(head);
-            return;
-        }
+    /// Takes one that waited, with those behind it that it can be merged with, to the engine or the
+    /// helper thread.
+    #[inline]
+    fn stage(&mut self, head: u32) {
+        let entry = self.table.get(head);
+        let Entry { key, verb, file, mut offset, mut len, pieces, may_merge, .. } = *entry;
         let mut span = Iovecs::own(head, pieces);
-        if !alone && verb.has_data() {
-            if self.goes_on(verb, file, offset, len, span.len()) {
+        if may_merge {
+            if self.goes_on(verb, file, offset + len, len, span.len()).is_some() {
                 (len, span) = self.merge(head);
             }
-        } else if first.done > 0 && verb.has_data() {
-            let entry = *first;
-            (offset, len) = (offset + entry.done, len - entry.done);
-            span = self.pieces(head, &entry);
+        } else {
+            if entry.by_worker || !self.engine.takes(verb) {
+                return self.give_worker(head);
+            }
+            if entry.done > 0 && verb.has_data() {
+                let entry = *entry;
+                (offset, len) = (offset + entry.done, len - entry.done);
+                span = self.pieces(head, &entry);
+            }
         }
         let (fd, pieces) = (self.files.fd(file), self.iovecs.get(span));
         self.engine.stage(&Request { key, verb, file, fd, offset, len, pieces });
         self.staged.push(head);
     }
 
-    /// Whether the oldest one that waits goes on where a group of `len` bytes in `pieces` pieces
-    /// ends: same file, same step, within the bounds.
+    /// The oldest one that waits, if it goes on at `end`, where a group of `len` bytes in `pieces`
+    /// pieces ends: same file, same step, within the bounds.
     #[inline]
-    fn goes_on(&self, verb: Verb, file: FileId, offset: u64, len: u64, pieces: usize) -> bool {
-        let index = self.table.front();
-        if index == NONE {
-            return false;
-        }
-        let next = self.table.get(index);
-        next.offset == offset + len
+    fn goes_on(
+        &self,
+        verb: Verb,
+        file: FileId,
+        end: u64,
+        len: u64,
+        pieces: usize,
+    ) -> Option<&Entry> {
+        let next = self.table.get(self.table.front()?);
+        let fits = next.offset == end
             && next.verb == verb
             && next.file == file
-            && !next.alone
+            && next.may_merge
             && len + next.len <= self.config.merge_bytes
-            && pieces + usize::from(next.pieces) <= self.config.merge_iovecs
+            && pieces + usize::from(next.pieces) <= self.config.merge_iovecs;
+        fits.then_some(next)
     }
 
     /// Makes one group of an I/O and those at the front of the FIFO that go on where it ends.
@@ -129,12 +137,11 @@ impl Queue {
         let mut pieces = usize::from(pieces);
         let mut last = head;
         let mut count = 1;
-        while self.goes_on(verb, file, offset, len, pieces) {
-            let index = self.table.front();
-            let member = self.table.take_front(State::Engine);
+        while let Some(member) = self.goes_on(verb, file, offset + len, len, pieces) {
             len += member.len;
             pieces += usize::from(member.pieces);
-            self.iovecs.extend(&mut span, index, member.pieces, 0);
+            let index = self.table.take_front().expect("it is the one that goes on");
+            self.iovecs.extend(&mut span, index, self.table.get(index).pieces, 0);
             self.table.get_mut(last).next = index;
             last = index;
             count += 1;

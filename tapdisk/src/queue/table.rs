@@ -1,13 +1,14 @@
 //! The fixed table of I/Os that the queue knows: a slab with a free list, and the FIFO of those
-//! that wait, threaded through it.
+//! that wait.
 //!
 //! An I/O is named towards the engines by its key: index and generation. A result whose key does
 //! not name a running I/O is our own error (or the kernel's), and asserted.
 
 use super::engine::Verb;
 use super::{FileId, Io, IoOp, Tag};
+use crate::row::Row;
 
-/// Ends a chain.
+/// Ends a group.
 pub(super) const NONE: u32 = u32::MAX;
 
 /// Names one I/O while it is known: generation in the upper half, index in the lower.
@@ -51,7 +52,7 @@ pub(super) struct Entry {
     pub(super) len: u64,
     /// Bytes that are done: a continuation starts there.
     pub(super) done: u64,
-    /// The next one in the FIFO, or in the group that it leads or is in.
+    /// The next one in the group that it leads or is in.
     pub(super) next: u32,
     pub(super) op: IoOp,
     /// The step that it is at.
@@ -62,8 +63,9 @@ pub(super) struct Entry {
     /// How many iovecs it has.
     pub(super) pieces: u8,
     pub(super) state: State,
-    /// Not to be merged: it was, and that failed; or it is half done.
-    pub(super) alone: bool,
+    /// A read or write that has not run yet. Not one that was merged when that failed, nor one that
+    /// is half done.
+    pub(super) may_merge: bool,
     /// Ends with ECANCELED instead of being continued.
     pub(super) cancelled: bool,
     /// The engine cannot do it.
@@ -74,10 +76,8 @@ pub(super) struct Entry {
 pub(super) struct Table {
     entries: Box<[Entry]>,
     free: Vec<u32>,
-    /// The FIFO: oldest, youngest, how many.
-    front: u32,
-    back: u32,
-    waiting: usize,
+    /// The FIFO.
+    waiting: Row<u32>,
 }
 
 impl Table {
@@ -96,16 +96,14 @@ impl Table {
             file: FileId::NOBODY,
             pieces: 0,
             state: State::Free,
-            alone: false,
+            may_merge: false,
             cancelled: false,
             by_worker: false,
         };
         Self {
             entries: (0..count).map(unused).collect(),
             free: (0..count).rev().collect(),
-            front: NONE,
-            back: NONE,
-            waiting: 0,
+            waiting: Row::new(capacity),
         }
     }
 
@@ -123,17 +121,17 @@ impl Table {
     /// How many are in the FIFO.
     #[inline]
     pub(super) fn waiting(&self) -> usize {
-        self.waiting
+        self.waiting.len()
     }
 
-    /// The oldest one in the FIFO, [`NONE`] when it is empty.
+    /// The oldest one in the FIFO.
     #[inline]
-    pub(super) fn front(&self) -> u32 {
-        self.front
+    pub(super) fn front(&self) -> Option<u32> {
+        self.waiting.first()
     }
 
     /// Takes a free one for an I/O; it joins the FIFO.
-    #[inline]
+    #[inline(always)]
     pub(super) fn allocate(&mut self, io: &Io<'_>, verb: Verb, then_sync: bool) -> u32 {
         let index = self.free.pop().expect("push asserts that there is room");
         let entry = &mut self.entries[index as usize];
@@ -150,53 +148,42 @@ impl Table {
             file: io.file,
             pieces: u8::try_from(io.segments.len()).expect("at most 11, push asserts it"),
             state: State::Waiting,
-            alone: false,
+            may_merge: verb.has_data(),
             cancelled: false,
             by_worker: false,
         };
-        if self.back == NONE {
-            self.front = index;
-        } else {
-            self.entries[self.back as usize].next = index;
-        }
-        self.back = index;
-        self.waiting += 1;
+        self.waiting.push(index);
         index
     }
 
     /// Puts one to the front of the FIFO.
     pub(super) fn push_front(&mut self, index: u32) {
-        let entry = &mut self.entries[index as usize];
-        entry.state = State::Waiting;
-        entry.next = self.front;
-        if self.front == NONE {
-            self.back = index;
-        }
-        self.front = index;
-        self.waiting += 1;
+        self.entries[index as usize].state = State::Waiting;
+        self.waiting.push_first(index);
     }
 
-    /// Takes the oldest one off the FIFO, which is not empty, to another place.
+    /// Takes the oldest one off the FIFO, for the engine.
     #[inline]
-    pub(super) fn take_front(&mut self, state: State) -> &mut Entry {
-        let entry = &mut self.entries[self.front as usize];
-        self.front = std::mem::replace(&mut entry.next, NONE);
-        if self.front == NONE {
-            self.back = NONE;
-        }
-        self.waiting -= 1;
-        entry.state = state;
-        entry
+    pub(super) fn take_front(&mut self) -> Option<u32> {
+        let index = self.waiting.pop()?;
+        self.entries[index as usize].state = State::Engine;
+        Some(index)
+    }
+
+    /// How many are on a file.
+    pub(super) fn count_of(&self, file: FileId) -> usize {
+        let is_of = |entry: &&Entry| entry.state != State::Free && entry.file == file;
+        self.entries.iter().filter(is_of).count()
     }
 
     /// Gives one back; tells whose it was.
     #[inline]
-    pub(super) fn release(&mut self, index: u32) -> (Tag, FileId) {
+    pub(super) fn release(&mut self, index: u32) -> Tag {
         let entry = &mut self.entries[index as usize];
         assert!(entry.state != State::Free, "an I/O ends once");
         entry.state = State::Free;
         self.free.push(index);
-        (entry.tag, entry.file)
+        entry.tag
     }
 
     #[inline]
@@ -269,7 +256,7 @@ mod tests {
         let mut order = Vec::new();
         let mut take = |table: &mut Table, count| {
             for _ in 0..count {
-                order.push(table.take_front(State::Engine).key.index());
+                order.push(table.take_front().unwrap());
             }
         };
         let all: Vec<u32> = (0..4).map(|_| allocate(&mut table)).collect();
@@ -277,7 +264,7 @@ mod tests {
         table.push_front(all[1]);
         assert_eq!(table.waiting(), 3);
         take(&mut table, 3);
-        assert_eq!((table.waiting(), table.front()), (0, NONE));
+        assert_eq!((table.waiting(), table.front()), (0, None));
         table.push_front(all[0]);
         let last = allocate(&mut table);
         take(&mut table, 2);

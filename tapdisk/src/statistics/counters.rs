@@ -97,7 +97,6 @@ struct ImageCounters {
 #[derive(Debug)]
 struct Shared {
     doors: [[OpCounters; OPS]; DOORS_MAX],
-    outstanding: Counter,
     retries: Counter,
     latency: [AtomicHistogram; 4],
     images: [ImageCounters; LAYERS_MAX],
@@ -140,7 +139,6 @@ impl DiskCounters {
         Self {
             shared: Arc::new(Shared {
                 doors: Default::default(),
-                outstanding: Counter::default(),
                 retries: Counter::default(),
                 latency: std::array::from_fn(|_| AtomicHistogram::new()),
                 images: std::array::from_fn(|_| ImageCounters::default()),
@@ -160,7 +158,6 @@ impl DiskCounters {
         let counters = &self.shared.doors[usize::from(door)][index_of(op)];
         counters.submitted.add(1);
         counters.bytes.add(bytes);
-        self.shared.outstanding.add(1);
     }
 
     /// A request was answered, so many microseconds after it was taken; not `ok`: with an error.
@@ -169,11 +166,10 @@ impl DiskCounters {
     /// When none was outstanding.
     #[inline]
     pub fn completed(&mut self, door: u8, op: Op, ok: bool, elapsed_us: u64) {
-        let outstanding = self.shared.outstanding.get();
-        assert!(outstanding > 0, "only a request that was taken is answered");
-        self.shared.outstanding.set(outstanding - 1);
         let counters = &self.shared.doors[usize::from(door)][index_of(op)];
-        counters.completed.add(1);
+        let completed = counters.completed.get() + 1;
+        assert!(completed <= counters.submitted.get(), "only what was taken is answered");
+        counters.completed.set(completed);
         counters.ticks_us.add(elapsed_us);
         if !ok {
             counters.errors.add(1);
@@ -217,10 +213,8 @@ impl DiskCounters {
     pub fn page_values(&self, door: u8) -> PageValues {
         let ops = &self.shared.doors[usize::from(door)];
         let [read, write] = [&ops[0], &ops[1]];
-        let sum = |count: fn(&OpCounters) -> u64| ops.iter().map(count).fold(0, u64::wrapping_add);
-        let submitted = sum(|op| op.submitted.get());
         PageValues {
-            outstanding: submitted.wrapping_sub(sum(|op| op.completed.get())),
+            outstanding: outstanding(ops),
             read_submitted: read.submitted.get(),
             read_completed: read.completed.get(),
             read_sectors: sectors(read.bytes.get()),
@@ -229,7 +223,7 @@ impl DiskCounters {
             write_completed: write.completed.get(),
             write_sectors: sectors(write.bytes.get()),
             write_ticks_us: write.ticks_us.get(),
-            io_errors: sum(|op| op.errors.get()),
+            io_errors: io_errors(ops),
             flags: 0,
         }
     }
@@ -243,13 +237,27 @@ impl Default for DiskCounters {
 
 impl Shared {
     fn io_errors(&self) -> u64 {
-        self.sum(|ops| ops.iter().map(|op| op.errors.get()).fold(0, u64::wrapping_add))
+        self.sum(io_errors)
     }
 
     /// Of all doors.
     fn sum(&self, count: impl Fn(&[OpCounters; OPS]) -> u64) -> u64 {
         self.doors.iter().map(count).fold(0, u64::wrapping_add)
     }
+}
+
+/// Answered with an error.
+fn io_errors(ops: &[OpCounters; OPS]) -> u64 {
+    ops.iter().map(|op| op.errors.get()).fold(0, u64::wrapping_add)
+}
+
+/// Taken and not answered. Another thread may see the one before the other.
+fn outstanding(ops: &[OpCounters; OPS]) -> u64 {
+    let count = |op: &OpCounters| {
+        let completed = op.completed.get();
+        op.submitted.get().saturating_sub(completed)
+    };
+    ops.iter().map(count).fold(0, u64::wrapping_add)
 }
 
 /// The reading end: may be cloned and sent to any thread.
@@ -280,7 +288,7 @@ impl CountersReader {
             trim: op(Op::Trim),
             write_zeroes: op(Op::WriteZeroes),
             block_status: op(Op::BlockStatus),
-            outstanding: self.shared.outstanding.get(),
+            outstanding: self.shared.sum(outstanding),
             retries: self.shared.retries.get(),
             io_errors: self.shared.io_errors(),
             latency: std::array::from_fn(|class| self.shared.latency[class].load()),
@@ -378,7 +386,7 @@ mod tests {
     }
 
     #[test]
-    #[should_panic(expected = "only a request that was taken is answered")]
+    #[should_panic(expected = "only what was taken is answered")]
     fn asserts_on_an_answer_without_a_request() {
         DiskCounters::new().completed(0, Op::Read, true, MILLISECOND);
     }

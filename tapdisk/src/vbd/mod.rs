@@ -15,27 +15,28 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 
-use crate::chain::{Chain, Path};
+use crate::chain::{Chain, Path, Progress};
 use crate::error::DiskError;
 use crate::frontend::Intake;
 use crate::layer::Verdict;
 use crate::memory::Memory;
 use crate::queue::{Completion, Queue, Tag};
-use crate::request::{Answer, DiskInfo, Op, Request, Token};
+use crate::request::{Answer, DiskInfo, Op, Request};
 use crate::statistics::DiskCounters;
 use crate::status::Status;
 use crate::time::Now;
-use slots::{Place, SlotIndex, Slots};
+use slots::{Place, Slot, SlotIndex, Slots};
 
 /// Requests in flight of one disk: the ring's 32 and those of the NBD clients.
 pub const SLOTS: u16 = 256;
+const _: () = assert!(SLOTS as usize == slots::COUNT);
 
 /// I/Os that the queue of one disk holds: one for each slot, and some for requests in several runs.
 pub const QUEUE_CAPACITY: usize = 512;
 
-/// The memory of a disk for doors that bring none: what 32 NBD connections receive into (4 MiB),
-/// and three requests of the largest size, or three thousand of a page. Pages that are never
-/// touched cost nothing: a disk with one client stays in the few that are used again and again.
+/// The memory of a disk for requests of doors that bring none: four of the largest size, or four
+/// thousand of a page. Pages that are never touched cost nothing: a disk with one client stays in
+/// the few that are used again and again.
 pub const ARENA_BYTES: usize = 16 << 20;
 
 /// How long a request that failed for a passing reason waits before it is tried again.
@@ -82,8 +83,6 @@ pub struct Vbd {
     watchdog_barked: bool,
     /// The first since it was asked for.
     failure: Option<Failure>,
-    /// Empty between calls; as large as the queue, so that it never grows.
-    completions: Vec<Completion>,
 }
 
 impl std::fmt::Debug for Vbd {
@@ -97,7 +96,7 @@ impl Vbd {
     #[must_use]
     pub fn new(queue: Queue, memory: Memory, counters: DiskCounters) -> Self {
         Self {
-            slots: Slots::new(SLOTS),
+            slots: Slots::new(),
             chain: None,
             info: DiskInfo { size: 0, sector_size: 512, read_only: true },
             queue,
@@ -109,7 +108,6 @@ impl Vbd {
             busy_since: Now::default(),
             watchdog_barked: false,
             failure: None,
-            completions: Vec::with_capacity(QUEUE_CAPACITY),
         }
     }
 
@@ -196,24 +194,32 @@ impl Vbd {
     /// Requests are in the chain or the queue, or held on their way.
     #[inline]
     fn is_running(&self) -> bool {
-        let count = |place| self.slots.count(place);
-        count(Place::Running) + count(Place::AwaitingRoom) + count(Place::Held) > 0
+        self.slots.count(Place::Running) > 0 || self.is_held_up()
+    }
+
+    /// Requests have begun that have no I/O in the queue.
+    #[inline]
+    fn is_held_up(&self) -> bool {
+        self.slots.count(Place::AwaitingRoom) > 0 || self.slots.count(Place::Held) > 0
     }
 
     /// Requests that are not answered.
     #[must_use]
     pub fn outstanding(&self) -> usize {
-        self.slots.len() - self.slots.count(Place::Free)
+        usize::from(SLOTS) - self.slots.count(Place::Free)
     }
 
-    #[inline]
-    fn start(&mut self, door: DoorIndex, request: &Request) {
-        if !self.is_running() {
+    /// Begins a request that has just been filled in.
+    fn start(&mut self, index: SlotIndex) {
+        if self.slots.count(Place::Running) == 1 && !self.is_held_up() {
             self.busy_since = self.now;
         }
-        let index = self.slots.take(door, request, self.now);
-        self.counters.submitted(door, request.op, request.len);
-        match check(request, self.info) {
+        let Slot { request, door, .. } = self.slots.get(index);
+        self.counters.submitted(*door, request.op, request.len);
+        if request.op.is_change() {
+            self.slots.append_change(index);
+        }
+        match check(&self.slots.get(index).request, self.info) {
             Ok(()) => self.begin(index),
             Err(errno) => self.finished(index, Status::Failed(errno)),
         }
@@ -225,21 +231,29 @@ impl Vbd {
     fn begin(&mut self, index: SlotIndex) {
         let slot = self.slots.get_mut(index);
         slot.status = Status::Done;
-        slot.cursor = 0;
-        slot.parts = 0;
-        if slot.request.op == Op::Flush && self.slots.has_earlier_change(index) {
-            self.slots.move_to(index, Place::AwaitingWrites);
+        slot.progress = Progress::default();
+        if slot.request.op == Op::Flush && self.must_wait(index) {
             return;
         }
+        let slot = self.slots.get_mut(index);
         let Some(chain) = &mut self.chain else {
             return self.finished(index, Status::Failed(Errno::ESHUTDOWN));
         };
-        let request = &self.slots.get(index).request;
-        match chain.admit(usize::from(index), request, &mut self.memory) {
+        match chain.admit(usize::from(index), &slot.request, &mut self.memory) {
             Verdict::Pass => self.advance(index),
             Verdict::Fail(errno) => self.ended(index, Status::Failed(errno)),
             Verdict::Hold => self.slots.move_to(index, Place::Held),
         }
+    }
+
+    /// Whether a flush has to wait for changes before it.
+    #[inline(never)]
+    fn must_wait(&mut self, index: SlotIndex) -> bool {
+        let waits = self.slots.has_earlier_change(index);
+        if waits {
+            self.slots.move_to(index, Place::AwaitingWrites);
+        }
+        waits
     }
 
     /// Begins a request that has waited.
@@ -255,44 +269,37 @@ impl Vbd {
     /// Maps more of a request, as far as the queue has room.
     #[inline(always)]
     fn advance(&mut self, index: SlotIndex) {
-        let chain = self.chain.as_mut().expect("a request runs in a chain");
-        let slot = self.slots.get_mut(index);
-        let is_flush = slot.request.op == Op::Flush;
-        if is_flush && !self.queue.has_room() {
-            return self.slots.move_to(index, Place::AwaitingRoom);
+        let Self { slots, chain: Some(chain), queue, memory, counters, .. } = self else {
+            unreachable!("a request runs in a chain");
+        };
+        let slot = slots.get_mut(index);
+        let (tag, request) = (tag_of(slot.sequence, index), &slot.request);
+        if !queue.has_room() {
+            return slots.move_to(index, Place::AwaitingRoom);
         }
-        let tag = Tag(u64::from(slot.generation) << 16 | u64::from(index));
-        let mut path =
-            Path { queue: &mut self.queue, memory: &mut self.memory, counters: &mut self.counters };
-        let done = chain.advance(tag, &slot.request, slot.cursor, &mut path);
-        slot.cursor = done.cursor;
-        slot.parts += done.pushed;
-        if slot.extent.is_none() {
-            slot.extent = done.extent;
-        }
-        if done.cursor < slot.request.len && !is_flush {
-            self.slots.move_to(index, Place::AwaitingRoom);
-        } else if slot.parts == 0 {
+        chain.advance(tag, request, &mut slot.progress, &mut Path { queue, memory, counters });
+        if slot.progress.cursor < request.len {
+            slots.move_to(index, Place::AwaitingRoom);
+        } else if slot.progress.parts == 0 {
             self.leave_chain(index);
         }
     }
 
     /// One I/O has ended.
-    #[inline]
+    #[inline(always)]
     fn completed(&mut self, completion: &Completion) {
-        let index = SlotIndex::try_from(completion.tag.0 & 0xffff).expect("16 bits");
+        let [index, ..] = completion.tag.0.to_le_bytes();
         let slot = self.slots.get_mut(index);
         assert!(
-            completion.tag.0 >> 16 == u64::from(slot.generation) && slot.parts > 0,
+            completion.tag == tag_of(slot.sequence, index) && slot.progress.parts > 0,
             "a completion belongs to a request that runs"
         );
-        slot.parts -= 1;
+        slot.progress.parts -= 1;
         slot.status = slot.status.and(completion.status);
-        if slot.extent.is_none() {
-            slot.extent = completion.extent;
+        if completion.extent.is_some() && slot.progress.extent.is_none() {
+            slot.progress.extent = completion.extent;
         }
-        let mapped = slot.cursor >= slot.request.len || slot.request.op == Op::Flush;
-        if slot.parts == 0 && mapped {
+        if slot.progress.parts == 0 && slot.place == Place::Running {
             self.leave_chain(index);
         }
     }
@@ -300,10 +307,11 @@ impl Vbd {
     /// All of a request is through the images.
     #[inline(always)]
     fn leave_chain(&mut self, index: SlotIndex) {
-        let chain = self.chain.as_mut().expect("a request runs in a chain");
-        let slot = self.slots.get(index);
-        let mut path =
-            Path { queue: &mut self.queue, memory: &mut self.memory, counters: &mut self.counters };
+        let Self { slots, chain: Some(chain), queue, memory, counters, .. } = self else {
+            unreachable!("a request runs in a chain");
+        };
+        let slot = slots.get_mut(index);
+        let mut path = Path { queue, memory, counters };
         let status = chain.finish(usize::from(index), &slot.request, slot.status, &mut path);
         if status == Status::Done {
             self.finished(index, status);
@@ -335,8 +343,7 @@ impl Vbd {
     #[inline(always)]
     fn finished(&mut self, index: SlotIndex, status: Status) {
         self.slots.get_mut(index).status = status;
-        self.slots.move_to(index, Place::Finished);
-        self.slots.settle(index);
+        self.slots.finish(index);
         self.last_end = self.now;
         self.watchdog_barked = false;
         if self.slots.count(Place::AwaitingWrites) > 0 {
@@ -356,15 +363,12 @@ impl Vbd {
 
     /// Takes what the queue has finished; returns how many I/Os.
     pub fn reap(&mut self) -> usize {
-        // Copied out first, then handled: handling one may push I/O.
-        let mut completions = std::mem::take(&mut self.completions);
-        self.queue.reap_into(&mut completions);
-        let count = completions.len();
-        for completion in &completions {
-            self.completed(completion);
+        let mut count = 0;
+        self.queue.collect();
+        while let Some(completion) = self.queue.pop() {
+            self.completed(&completion);
+            count += 1;
         }
-        completions.clear();
-        self.completions = completions;
         while self.queue.has_room()
             && let Some(index) = self.slots.first(Place::AwaitingRoom)
         {
@@ -384,20 +388,16 @@ impl Vbd {
     /// it.
     pub fn answers(
         &mut self,
-        mut deliver: impl FnMut(DoorIndex, Token, Answer, &mut Memory),
+        mut deliver: impl FnMut(DoorIndex, &Request, &Answer, &mut Memory),
     ) -> usize {
-        let mut count = 0;
-        while let Some(index) = self.slots.first(Place::Finished) {
-            let slot = self.slots.get(index);
-            let answer = Answer { status: slot.status, extent: slot.extent };
-            let elapsed_us = self.now.microseconds_since(slot.started);
+        let Self { slots, counters, memory, now, .. } = self;
+        slots.free_finished(|slot| {
+            let answer = Answer { status: slot.status, extent: slot.progress.extent };
+            let elapsed_us = now.microseconds_since(slot.started);
             let is_done = slot.status == Status::Done;
-            self.counters.completed(slot.door, slot.request.op, is_done, elapsed_us);
-            deliver(slot.door, slot.request.token, answer, &mut self.memory);
-            self.slots.free_finished();
-            count += 1;
-        }
-        count
+            counters.completed(slot.door, slot.request.op, is_done, elapsed_us);
+            deliver(slot.door, &slot.request, &answer, memory);
+        })
     }
 
     /// When there is something to do although nothing comes in: a retry, or the watchdog.
@@ -441,8 +441,8 @@ impl Vbd {
         while let Some(index) = self.slots.first(Place::AwaitingRoom) {
             let slot = self.slots.get_mut(index);
             slot.status = slot.status.and(Status::Failed(Errno::ESHUTDOWN));
-            slot.cursor = slot.request.len;
-            let (parts, status) = (slot.parts, slot.status);
+            slot.progress.cursor = slot.request.len;
+            let (parts, status) = (slot.progress.parts, slot.status);
             if parts == 0 {
                 self.finished(index, status);
             } else {
@@ -471,12 +471,19 @@ impl Vbd {
             for slot in self.slots.at(place) {
                 let Request { op, offset, len, .. } = slot.request;
                 let age = self.now.since(slot.started).as_millis();
-                let parts = slot.parts;
+                let parts = slot.progress.parts;
                 writeln!(out, "  {name}: {op:?} {offset}+{len}, {parts} I/Os, {age} ms old")?;
             }
         }
         self.queue.describe(out)
     }
+}
+
+/// The name of a request's I/Os: its slot, in the lowest byte, and which use of it. Repeats after
+/// 2^56 requests.
+#[inline]
+fn tag_of(sequence: u64, index: SlotIndex) -> Tag {
+    Tag(sequence << SlotIndex::BITS | u64::from(index))
 }
 
 /// Whether an error may pass by itself. ENOSPC does not: space has to be made.
@@ -485,7 +492,28 @@ fn is_passing(errno: Errno) -> bool {
 }
 
 /// The checks that are the same for every door.
+#[inline]
 fn check(request: &Request, info: DiskInfo) -> Result<(), Errno> {
+    let end = request.offset.checked_add(request.len);
+    // A power of two.
+    let inside_sector = u64::from(info.sector_size) - 1;
+    let is_plain = request.len > 0
+        && (request.offset | request.len) & inside_sector == 0
+        && end.is_some_and(|end| end <= info.size)
+        && !info.read_only;
+    if !is_plain {
+        check_further(request, info)?;
+    }
+    assert!(
+        !request.op.has_data() || request.segments.bytes() == request.len,
+        "a door names memory for all of its data"
+    );
+    Ok(())
+}
+
+/// Why one that is not plainly good is refused, if so.
+#[inline(never)]
+fn check_further(request: &Request, info: DiskInfo) -> Result<(), Errno> {
     if request.op == Op::Flush {
         return Ok(());
     }
@@ -493,7 +521,6 @@ fn check(request: &Request, info: DiskInfo) -> Result<(), Errno> {
         return Err(Errno::EPERM);
     }
     let end = request.offset.checked_add(request.len).ok_or(Errno::EINVAL)?;
-    // A power of two.
     let inside_sector = u64::from(info.sector_size) - 1;
     if request.len == 0 || (request.offset | request.len) & inside_sector != 0 {
         return Err(Errno::EINVAL);
@@ -501,10 +528,6 @@ fn check(request: &Request, info: DiskInfo) -> Result<(), Errno> {
     if end > info.size {
         return Err(if request.op.is_change() { Errno::ENOSPC } else { Errno::EINVAL });
     }
-    assert!(
-        !request.op.has_data() || request.segments.bytes() == request.len,
-        "a door names memory for all of its data"
-    );
     Ok(())
 }
 
@@ -516,14 +539,18 @@ pub struct VbdIntake<'a> {
 }
 
 impl Intake for VbdIntake<'_> {
+    #[inline]
     fn has_room(&self) -> bool {
-        self.vbd.slots.count(Place::Free) > 0
+        self.vbd.slots.has_free()
     }
 
-    fn start(&mut self, request: &Request) {
-        self.vbd.start(self.door, request);
+    #[inline(always)]
+    fn start(&mut self, fill: impl FnOnce(&mut Request)) {
+        let index = self.vbd.slots.take(self.door, self.vbd.now, fill);
+        self.vbd.start(index);
     }
 
+    #[inline]
     fn memory(&mut self) -> &mut Memory {
         &mut self.vbd.memory
     }

@@ -14,14 +14,17 @@
 //! stack, those that have finished a row that is answered from its front: every request passes
 //! there.
 
-use crate::request::{Extent, Op, Request, Segments, Token};
+use crate::chain::Progress;
+use crate::request::Request;
+use crate::row::Row;
 use crate::status::Status;
 use crate::time::Now;
 
-/// Index of a slot: below the table's size, at most 65,534.
-pub(super) type SlotIndex = u16;
+/// Index of a slot. There are as many slots as it has values, so that none is out of bounds.
+pub(super) type SlotIndex = u8;
 
-const NONE: SlotIndex = SlotIndex::MAX;
+/// How many slots there are.
+pub(super) const COUNT: usize = 1 << SlotIndex::BITS;
 
 /// Where a slot is, besides the list of changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,82 +41,63 @@ pub(super) enum Place {
 
 const PLACES: usize = 7;
 
-/// A request in flight. Four cache lines each, and an index is a shift.
+/// A request in flight, and where it is.
 #[derive(Clone, Copy, Debug)]
 #[repr(align(64))]
 pub(super) struct Slot {
     pub(super) request: Request,
+    pub(super) place: Place,
     pub(super) door: u8,
-    /// Told apart from earlier uses of the slot.
-    pub(super) generation: u32,
-    /// Bytes of the request that are mapped.
-    pub(super) cursor: u64,
-    /// I/Os in the queue.
-    pub(super) parts: u32,
     pub(super) status: Status,
-    pub(super) extent: Option<Extent>,
+    pub(super) progress: Progress,
+    /// The order in which requests came: tells the uses of a slot apart, too.
+    pub(super) sequence: u64,
     pub(super) started: Now,
     /// When parked: when to try again.
     pub(super) due: Now,
-    /// The order in which requests came.
-    pub(super) sequence: u64,
-    /// Links of the list of changes.
-    newer: SlotIndex,
-    older: SlotIndex,
+    /// Neighbours in the list of its place.
+    link: Link,
+    /// Neighbours in the list of changes.
+    change: Link,
 }
-
-const EMPTY: Request = Request {
-    token: Token(0),
-    op: Op::Flush,
-    fua: false,
-    may_punch: false,
-    offset: 0,
-    len: 0,
-    segments: Segments::NONE,
-};
 
 const FREE: Slot = Slot {
-    request: EMPTY,
+    request: Request::NONE,
+    place: Place::Free,
     door: 0,
-    generation: 0,
-    cursor: 0,
-    parts: 0,
     status: Status::Done,
-    extent: None,
+    progress: Progress { cursor: 0, parts: 0, extent: None },
+    sequence: 0,
     started: Now(0),
     due: Now(0),
-    sequence: 0,
-    newer: NONE,
-    older: NONE,
+    link: NO_LINK,
+    change: NO_LINK,
 };
 
-/// The place of a slot, and its neighbours there.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 struct Link {
-    place: Place,
-    next: SlotIndex,
-    previous: SlotIndex,
+    next: Option<SlotIndex>,
+    previous: Option<SlotIndex>,
 }
+
+const NO_LINK: Link = Link { next: None, previous: None };
 
 #[derive(Clone, Copy)]
 struct Ends {
-    head: SlotIndex,
-    tail: SlotIndex,
+    head: Option<SlotIndex>,
+    tail: Option<SlotIndex>,
     count: u16,
 }
 
-const NO_ENDS: Ends = Ends { head: NONE, tail: NONE, count: 0 };
+const NO_ENDS: Ends = Ends { head: None, tail: None, count: 0 };
 
 /// The table.
 pub(super) struct Slots {
-    slots: Box<[Slot]>,
-    links: Box<[Link]>,
+    slots: Box<[Slot; COUNT]>,
     /// What was freed last is taken first: it is in the cache.
     free: Vec<SlotIndex>,
     running: usize,
-    finished: Vec<SlotIndex>,
-    /// How many of the finished are freed already.
-    answered: usize,
+    finished: Row<SlotIndex>,
     /// Of the other places.
     lists: [Ends; PLACES],
     /// Writes, trims and zeroings that are not answered, oldest first.
@@ -122,16 +106,12 @@ pub(super) struct Slots {
 }
 
 impl Slots {
-    pub(super) fn new(count: u16) -> Self {
-        assert!(count < NONE, "the last index means none");
-        let free = Link { place: Place::Free, next: NONE, previous: NONE };
+    pub(super) fn new() -> Self {
         Self {
-            slots: vec![FREE; usize::from(count)].into(),
-            links: vec![free; usize::from(count)].into(),
-            free: (0..count).rev().collect(),
+            slots: Box::new([FREE; COUNT]),
+            free: (0..=SlotIndex::MAX).rev().collect(),
             running: 0,
-            finished: Vec::with_capacity(usize::from(count)),
-            answered: 0,
+            finished: Row::new(COUNT),
             lists: [NO_ENDS; PLACES],
             changes: NO_ENDS,
             sequence: 0,
@@ -148,8 +128,9 @@ impl Slots {
         &mut self.slots[usize::from(index)]
     }
 
-    pub(super) fn len(&self) -> usize {
-        self.slots.len()
+    #[inline]
+    pub(super) fn has_free(&self) -> bool {
+        !self.free.is_empty()
     }
 
     #[inline]
@@ -157,7 +138,7 @@ impl Slots {
         match place {
             Place::Free => self.free.len(),
             Place::Running => self.running,
-            Place::Finished => self.finished.len() - self.answered,
+            Place::Finished => self.finished.len(),
             _ => usize::from(self.lists[place as usize].count),
         }
     }
@@ -166,228 +147,226 @@ impl Slots {
     #[inline]
     pub(super) fn first(&self, place: Place) -> Option<SlotIndex> {
         match place {
-            Place::Finished => self.finished.get(self.answered).copied(),
-            _ => some(self.lists[place as usize].head),
+            Place::Finished => self.finished.first(),
+            _ => self.lists[place as usize].head,
         }
     }
 
     /// All that are there: for a dump.
     pub(super) fn at(&self, place: Place) -> impl Iterator<Item = &Slot> {
-        let both = self.slots.iter().zip(&self.links);
-        both.filter(move |(_, link)| link.place == place).map(|(slot, _)| slot)
+        self.slots.iter().filter(move |slot| slot.place == place)
     }
 
-    /// Takes a free slot for a request; it is running from now on.
-    #[inline]
-    pub(super) fn take(&mut self, door: u8, request: &Request, now: Now) -> SlotIndex {
+    /// Takes a free slot; `fill` makes its request, which is running from now on.
+    #[inline(always)]
+    pub(super) fn take(
+        &mut self,
+        door: u8,
+        now: Now,
+        fill: impl FnOnce(&mut Request),
+    ) -> SlotIndex {
         let index = self.free.pop().expect("the caller asked for room");
-        self.links[usize::from(index)].place = Place::Running;
         self.running += 1;
         self.sequence += 1;
         let sequence = self.sequence;
         let slot = self.get_mut(index);
-        slot.request.set(request);
+        fill(&mut slot.request);
+        slot.place = Place::Running;
         slot.door = door;
-        slot.generation = slot.generation.wrapping_add(1);
-        slot.started = now;
         slot.sequence = sequence;
-        slot.extent = None;
-        if request.op.is_change() {
-            self.append_change(index);
-        }
+        slot.started = now;
         index
     }
 
     /// Moves a slot that is neither free nor finished to another place, to the end of its list.
-    #[inline]
     pub(super) fn move_to(&mut self, index: SlotIndex, place: Place) {
-        self.unlink(index);
+        let left = self.get(index).place;
+        if left == Place::Running {
+            self.running -= 1;
+        } else {
+            self.unlink(index, left);
+        }
         self.append(index, place);
     }
 
-    /// The request is answered, or will be before any other: flushes need not wait for it.
-    #[inline]
-    pub(super) fn settle(&mut self, index: SlotIndex) {
-        if self.get(index).request.op.is_change() {
-            self.unlink_change(index);
-        }
-    }
-
-    /// Whether a change came before the request in `index` and is not settled.
-    pub(super) fn has_earlier_change(&self, index: SlotIndex) -> bool {
-        some(self.changes.head)
-            .is_some_and(|oldest| self.get(oldest).sequence < self.get(index).sequence)
-    }
-
-    #[inline]
-    fn append(&mut self, index: SlotIndex, place: Place) {
-        self.links[usize::from(index)].place = place;
-        match place {
-            Place::Running => self.running += 1,
-            Place::Finished => self.finished.push(index),
-            Place::Free => self.free.push(index),
-            _ => self.append_listed(index, place),
-        }
-    }
-
-    fn append_listed(&mut self, index: SlotIndex, place: Place) {
-        let list = &mut self.lists[place as usize];
-        list.count += 1;
-        let previous = std::mem::replace(&mut list.tail, index);
-        match some(previous) {
-            Some(previous) => self.links[usize::from(previous)].next = index,
-            None => list.head = index,
-        }
-        self.links[usize::from(index)] = Link { place, next: NONE, previous };
-    }
-
-    #[inline]
-    fn unlink(&mut self, index: SlotIndex) {
-        if self.links[usize::from(index)].place == Place::Running {
+    /// The request has ended: it waits to be answered, and flushes need not wait for it.
+    #[inline(always)]
+    pub(super) fn finish(&mut self, index: SlotIndex) {
+        let slot = self.get_mut(index);
+        let place = std::mem::replace(&mut slot.place, Place::Finished);
+        let is_change = slot.request.op.is_change();
+        if place == Place::Running {
             self.running -= 1;
         } else {
-            self.unlink_listed(index);
+            self.unlink(index, place);
         }
+        if is_change {
+            self.unlink_change(index);
+        }
+        self.finished.push(index);
     }
 
-    fn unlink_listed(&mut self, index: SlotIndex) {
-        let Link { place, next, previous } = self.links[usize::from(index)];
+    /// Whether a change came before the request in `index` and has not ended.
+    pub(super) fn has_earlier_change(&self, index: SlotIndex) -> bool {
+        self.changes.head.is_some_and(|oldest| self.get(oldest).sequence < self.get(index).sequence)
+    }
+
+    /// Hands every slot that has finished to `each`, oldest first, and frees it; returns how many.
+    #[inline]
+    pub(super) fn free_finished(&mut self, mut each: impl FnMut(&Slot)) -> usize {
+        let count = self.finished.len();
+        for index in self.finished.as_slice() {
+            let slot = &mut self.slots[usize::from(*index)];
+            slot.place = Place::Free;
+            each(slot);
+            self.free.push(*index);
+        }
+        self.finished.clear();
+        count
+    }
+
+    fn append(&mut self, index: SlotIndex, place: Place) {
+        self.get_mut(index).place = place;
+        if place == Place::Running {
+            self.running += 1;
+            return;
+        }
         let list = &mut self.lists[place as usize];
+        list.count += 1;
+        let previous = list.tail.replace(index);
+        match previous {
+            Some(previous) => self.get_mut(previous).link.next = Some(index),
+            None => list.head = Some(index),
+        }
+        self.get_mut(index).link = Link { next: None, previous };
+    }
+
+    fn unlink(&mut self, index: SlotIndex, place: Place) {
+        let Link { next, previous } = self.get(index).link;
         assert!(!matches!(place, Place::Free | Place::Finished), "these are taken from the front");
+        let list = &mut self.lists[place as usize];
         list.count -= 1;
-        match some(previous) {
-            Some(previous) => self.links[usize::from(previous)].next = next,
+        match previous {
+            Some(previous) => self.slots[usize::from(previous)].link.next = next,
             None => list.head = next,
         }
-        match some(next) {
-            Some(next) => self.links[usize::from(next)].previous = previous,
+        match next {
+            Some(next) => self.slots[usize::from(next)].link.previous = previous,
             None => list.tail = previous,
         }
     }
 
-    /// Frees the slot that finished first.
-    #[inline]
-    pub(super) fn free_finished(&mut self) {
-        let index = self.first(Place::Finished).expect("the caller asked for it");
-        self.answered += 1;
-        if self.answered == self.finished.len() {
-            self.finished.clear();
-            self.answered = 0;
-        }
-        self.append(index, Place::Free);
-    }
-
-    fn append_change(&mut self, index: SlotIndex) {
-        let tail = std::mem::replace(&mut self.changes.tail, index);
-        match some(tail) {
-            Some(tail) => self.get_mut(tail).newer = index,
-            None => self.changes.head = index,
+    /// The request changes the disk: flushes after it wait for it.
+    pub(super) fn append_change(&mut self, index: SlotIndex) {
+        let previous = self.changes.tail.replace(index);
+        match previous {
+            Some(previous) => self.get_mut(previous).change.next = Some(index),
+            None => self.changes.head = Some(index),
         }
         self.changes.count += 1;
-        let slot = self.get_mut(index);
-        slot.older = tail;
-        slot.newer = NONE;
+        self.get_mut(index).change = Link { next: None, previous };
     }
 
     fn unlink_change(&mut self, index: SlotIndex) {
-        let Slot { older, newer, .. } = *self.get(index);
-        match some(older) {
-            Some(older) => self.get_mut(older).newer = newer,
-            None => self.changes.head = newer,
+        let Link { next, previous } = self.get(index).change;
+        match previous {
+            Some(previous) => self.get_mut(previous).change.next = next,
+            None => self.changes.head = next,
         }
-        match some(newer) {
-            Some(newer) => self.get_mut(newer).older = older,
-            None => self.changes.tail = older,
+        match next {
+            Some(next) => self.get_mut(next).change.previous = previous,
+            None => self.changes.tail = previous,
         }
         self.changes.count -= 1;
     }
 }
 
-#[inline]
-fn some(index: SlotIndex) -> Option<SlotIndex> {
-    (index != NONE).then_some(index)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::request::{Op, Token};
 
-    fn request(op: Op) -> Request {
-        Request { op, ..EMPTY }
+    fn take(slots: &mut Slots, op: Op) -> SlotIndex {
+        let index = slots.take(0, Now(0), |request| request.set(Token::default(), op, (0, 0)));
+        if op.is_change() {
+            slots.append_change(index);
+        }
+        index
     }
 
     #[test]
     fn every_slot_is_in_one_list() {
-        let mut slots = Slots::new(4);
-        let first = slots.take(0, &request(Op::Read), Now(0));
-        let second = slots.take(0, &request(Op::Read), Now(0));
+        let mut slots = Slots::new();
+        let first = take(&mut slots, Op::Read);
+        let second = take(&mut slots, Op::Read);
         slots.move_to(first, Place::Parked);
-        assert_eq!(slots.count(Place::Free), 2);
+        assert_eq!(slots.count(Place::Free), COUNT - 2);
         assert_eq!(slots.first(Place::Parked), Some(first));
         assert_eq!((slots.count(Place::Parked), slots.count(Place::Running)), (1, 1));
-        slots.move_to(first, Place::Finished);
-        slots.move_to(second, Place::Finished);
-        slots.free_finished();
-        slots.free_finished();
-        assert_eq!((slots.count(Place::Free), slots.count(Place::Running)), (4, 0));
+        slots.finish(first);
+        slots.finish(second);
+        assert_eq!(slots.free_finished(|_| {}), 2);
+        assert_eq!((slots.count(Place::Free), slots.count(Place::Running)), (COUNT, 0));
         assert_eq!(slots.first(Place::Parked), None);
-        let all: Vec<_> = (0..4).map(|_| slots.take(0, &request(Op::Read), Now(0))).collect();
-        assert!((0..4).all(|index| all.contains(&index)), "{all:?}");
-        assert_eq!(slots.at(Place::Running).count(), 4);
+        let all: Vec<_> = (0..COUNT).map(|_| take(&mut slots, Op::Read)).collect();
+        assert!((0..=SlotIndex::MAX).all(|index| all.contains(&index)), "{all:?}");
+        assert_eq!(slots.at(Place::Running).count(), COUNT);
     }
 
     #[test]
     fn a_list_keeps_its_order_when_one_in_the_middle_leaves() {
-        let mut slots = Slots::new(4);
-        let all: Vec<_> = (0..4).map(|_| slots.take(0, &request(Op::Read), Now(0))).collect();
+        let mut slots = Slots::new();
+        let all: Vec<_> = (0..4).map(|_| take(&mut slots, Op::Read)).collect();
         all.iter().for_each(|index| slots.move_to(*index, Place::Parked));
         slots.move_to(all[1], Place::Held);
         slots.move_to(all[1], Place::Parked);
         for index in [all[0], all[2], all[3], all[1]] {
             assert_eq!(slots.first(Place::Parked), Some(index));
-            slots.move_to(index, Place::Finished);
+            slots.finish(index);
         }
-        for index in [all[0], all[2], all[3], all[1]] {
-            assert_eq!(slots.first(Place::Finished), Some(index));
-            slots.free_finished();
+        for (number, index) in all.iter().enumerate() {
+            slots.get_mut(*index).request.offset = number as u64;
         }
-        assert_eq!((slots.first(Place::Finished), slots.count(Place::Free)), (None, 4));
+        let mut order = Vec::new();
+        assert_eq!(slots.free_finished(|slot| order.push(slot.request.offset)), 4);
+        assert_eq!(order, [0, 2, 3, 1]);
+        assert_eq!((slots.first(Place::Finished), slots.count(Place::Free)), (None, COUNT));
     }
 
     #[test]
     fn a_flush_sees_only_changes_that_came_before_it() {
-        let mut slots = Slots::new(8);
-        let before = slots.take(0, &request(Op::Write), Now(0));
-        let flush = slots.take(0, &request(Op::Flush), Now(0));
-        let after = slots.take(0, &request(Op::Write), Now(0));
+        let mut slots = Slots::new();
+        let before = take(&mut slots, Op::Write);
+        let flush = take(&mut slots, Op::Flush);
+        let after = take(&mut slots, Op::Write);
         assert!(slots.has_earlier_change(flush));
-        slots.settle(before);
+        slots.finish(before);
         assert!(!slots.has_earlier_change(flush));
-        slots.settle(after);
+        slots.finish(after);
         assert_eq!(slots.changes.count, 0);
     }
 
     #[test]
     fn changes_settle_in_any_order() {
-        let mut slots = Slots::new(8);
-        let writes: Vec<_> = (0..5).map(|_| slots.take(0, &request(Op::Write), Now(0))).collect();
-        let flush = slots.take(0, &request(Op::Flush), Now(0));
+        let mut slots = Slots::new();
+        let writes: Vec<_> = (0..5).map(|_| take(&mut slots, Op::Write)).collect();
+        let flush = take(&mut slots, Op::Flush);
         for index in [2, 4, 0, 3] {
-            slots.settle(writes[index]);
+            slots.finish(writes[index]);
             assert!(slots.has_earlier_change(flush));
         }
-        slots.settle(writes[1]);
+        slots.finish(writes[1]);
         assert!(!slots.has_earlier_change(flush));
     }
 
     #[test]
     fn a_slot_tells_its_uses_apart() {
-        let mut slots = Slots::new(1);
-        let index = slots.take(0, &request(Op::Read), Now(0));
-        let first = slots.get(index).generation;
-        slots.move_to(index, Place::Finished);
-        slots.free_finished();
-        slots.take(0, &request(Op::Read), Now(0));
-        assert_ne!(slots.get(index).generation, first);
+        let mut slots = Slots::new();
+        let index = take(&mut slots, Op::Read);
+        let first = slots.get(index).sequence;
+        slots.finish(index);
+        slots.free_finished(|_| {});
+        assert_eq!(take(&mut slots, Op::Read), index);
+        assert_ne!(slots.get(index).sequence, first);
     }
 }

@@ -9,7 +9,7 @@ use crate::layer::LayerSpec;
 use crate::memory::Segment;
 use crate::queue::QueueConfig;
 use crate::queue::sim::Fault;
-use crate::request::Segments;
+use crate::request::{Segments, Token};
 use proptest::prelude::*;
 
 const SIZE: u64 = 64 << 10;
@@ -61,9 +61,9 @@ impl Rig {
         };
         let (fua, may_punch) = (false, true);
         let len = u64::from(len);
-        let token = Token(token);
+        let token = Token { peer: 0, number: u64::from(token) };
         let request = Request { token, op, fua, may_punch, offset, len, segments };
-        self.vbd.intake(0).start(&request);
+        self.vbd.intake(0).start(|place| *place = request);
     }
 
     fn write(&mut self, token: u32, offset: u64, byte: u8) {
@@ -85,7 +85,9 @@ impl Rig {
         self.vbd.reap();
         self.vbd.queue().submit(false);
         let answers = &mut self.answers;
-        self.vbd.answers(|_, token, answer, _| answers.push((token.0, answer.status)));
+        self.vbd.answers(|_, request, answer, _| {
+            answers.push((u32::try_from(request.token.number).unwrap(), answer.status));
+        });
     }
 
     /// Turns until nothing changes.
@@ -323,7 +325,7 @@ fn block_status_of_a_disk_without_storage_is_one_hole() {
     rig.start(0, Op::BlockStatus, 4096, 8192);
     rig.vbd.answers(|_, _, answer, _| {
         let extent = crate::request::Extent { len: 8192, kind: crate::request::ExtentKind::Hole };
-        assert_eq!(answer, Answer { status: Status::Done, extent: Some(extent) });
+        assert_eq!(*answer, Answer { status: Status::Done, extent: Some(extent) });
     });
     assert_eq!(rig.vbd.outstanding(), 0);
 }

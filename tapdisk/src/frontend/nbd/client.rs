@@ -1,8 +1,8 @@
 //! One connection: its life, what it receives and what it sends.
 //!
 //! ```text
-//!   Vacant ──> Waiting ──> Handshake ──> Transmission ──> Closing ──> Vacant
-//!                 for memory    └──────────────────────────^  replies are still sent
+//!   Vacant ──> Fresh ──> Handshake ──> Transmission ──> Closing ──> Vacant
+//!                            └───────────────────────────^  replies are still sent
 //!   any ──> Dead ──> Vacant     the peer is gone: nothing is sent, but what is running is awaited
 //! ```
 //!
@@ -15,14 +15,15 @@ use mio::net::UnixStream;
 use mio::{Interest, Registry, Token};
 use nix::sys::socket::{setsockopt, sockopt};
 
+use super::ahead::Ahead;
 use super::handshake::{Export, Handshake, Reply, Step};
+use super::lookups::Lookups;
 use super::outbox::{self, Outbox};
 use super::shared::Shared;
-use super::slots::Slots;
-use super::wire::Features;
-use super::{NO_SLOT, NbdConfig, QUIET_BEFORE_CHECK};
+use super::wire::{Features, RawRequest};
+use super::{NbdConfig, QUIET_BEFORE_CHECK};
 use crate::frontend::Intake;
-use crate::memory::{Memory, Segment};
+use crate::memory::{Memory, RegionId, Segment};
 use crate::time::Now;
 
 /// Where a connection is in its life.
@@ -30,8 +31,8 @@ use crate::time::Now;
 pub(super) enum Phase {
     /// No connection.
     Vacant,
-    /// There is no memory for it yet.
-    Waiting,
+    /// It has not had a turn yet.
+    Fresh,
     Handshake,
     Transmission,
     /// Nothing more is taken; closes when everything is answered and sent.
@@ -61,7 +62,8 @@ pub(super) enum Gone {
 /// A write whose payload is on its way.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Partial {
-    pub(super) slot: u16,
+    pub(super) raw: RawRequest,
+    pub(super) fua: bool,
     pub(super) buffer: Segment,
     pub(super) received: u32,
 }
@@ -75,16 +77,6 @@ pub(super) fn watch(
     base: usize,
 ) -> io::Result<()> {
     registry.register(stream, Token(base + 1 + usize::from(number)), Interest::READABLE)
-}
-
-/// A staging buffer and room for reply headers.
-fn connection_memory(config: &NbdConfig, memory: &mut Memory) -> Option<(Segment, Segment)> {
-    let staging = memory.allocate(config.staging_bytes)?;
-    let cells = memory.allocate(outbox::cells_bytes(config.requests_per_client));
-    if cells.is_none() {
-        memory.free(staging);
-    }
-    Some((staging, cells?))
 }
 
 /// One place for a connection, with all its tables.
@@ -103,10 +95,13 @@ pub(super) struct Client {
     /// How many bytes of the stream nobody wants.
     pub(super) drain: u32,
     pub(super) partial: Option<Partial>,
+    pub(super) ahead: Ahead,
     /// The last write was a large one; likely the next is too.
     pub(super) writes_large: bool,
-    pub(super) slots: Slots,
-    /// Requests that were started and not answered.
+    pub(super) lookups: Lookups,
+    /// Requests that were taken and whose replies are not sent.
+    pub(super) owed: u16,
+    /// Those of them that were started and not answered.
     pub(super) running: u16,
     /// Bytes of the buffers of its requests.
     pub(super) held: u32,
@@ -119,43 +114,51 @@ pub(super) struct Client {
     /// together with its last bytes has not been seen.
     pub(super) end_unseen: bool,
     /// Its first turn.
-    since: Option<Now>,
+    since: Now,
     /// When it last received or sent something.
     pub(super) progress: Now,
 }
 
 impl Client {
-    /// A vacant place.
+    /// A vacant place, with its part of the memory for connections.
     pub(super) fn vacant(number: u16, config: &NbdConfig) -> Self {
+        let offset = u32::from(number) * config.connection_bytes();
+        let (region, len) = (RegionId::Connections, config.connection_bytes());
+        let memory = Segment { region, offset, len };
+        let staging = memory.part(0, config.staging_bytes);
+        let cells = outbox::cells_bytes(config.requests_per_client);
+        let cells = memory.part(config.staging_bytes, cells);
         Self {
             number,
             phase: Phase::Vacant,
             stream: None,
             handshake: Handshake::new(),
             features: Features::default(),
-            staging: Segment::EMPTY,
+            staging,
             start: 0,
             end: 0,
             drain: 0,
             partial: None,
+            ahead: Ahead::new(),
             writes_large: false,
-            slots: Slots::new(config.requests_per_client),
+            lookups: Lookups::new(),
+            owed: 0,
             running: 0,
             held: 0,
-            outbox: Outbox::new(config.requests_per_client),
+            outbox: Outbox::new(config.requests_per_client, cells),
             readable: false,
             writable: false,
             watches_writable: false,
             end_unseen: false,
-            since: None,
+            since: Now::default(),
             progress: Now::default(),
         }
     }
 
     /// Moves a connection in.
     pub(super) fn open(&mut self, stream: UnixStream) {
-        assert!(self.phase == Phase::Vacant && self.slots.used() == 0, "place {}", self.number);
-        self.phase = Phase::Waiting;
+        assert!(self.phase == Phase::Vacant && self.owed == 0, "place {}", self.number);
+        self.phase = Phase::Fresh;
         self.stream = Some(stream);
         self.handshake = Handshake::new();
         self.features = Features::default();
@@ -167,7 +170,6 @@ impl Client {
         self.writable = true;
         self.watches_writable = false;
         self.end_unseen = false;
-        self.since = None;
     }
 
     /// Registers the connection, if there is one.
@@ -184,9 +186,9 @@ impl Client {
     }
 
     /// Takes what came in.
-    pub(super) fn turn(&mut self, shared: &mut Shared, intake: &mut dyn Intake) -> Turn {
+    pub(super) fn turn(&mut self, shared: &mut Shared, intake: &mut impl Intake) -> Turn {
         let result = match self.phase {
-            Phase::Waiting => self.set_up(shared, intake.memory()),
+            Phase::Fresh => Ok(self.greet(shared, intake.memory())),
             Phase::Handshake => self.negotiate(shared, intake),
             Phase::Transmission if !shared.suspended => self.take_requests(shared, intake),
             Phase::Closing if !shared.suspended => {
@@ -201,18 +203,9 @@ impl Client {
         })
     }
 
-    fn set_up(&mut self, shared: &mut Shared, memory: &mut Memory) -> Result<Turn, Gone> {
-        if self.since.is_none() {
-            self.since = Some(shared.now);
-            self.progress = shared.now;
-        }
-        let Some((staging, cells)) = connection_memory(&shared.config, memory) else {
-            shared.drop_pages(memory);
-            shared.blocked = true;
-            return Ok(Turn::Idle);
-        };
-        self.staging = staging;
-        self.outbox.open(cells);
+    fn greet(&mut self, shared: &mut Shared, memory: &mut Memory) -> Turn {
+        self.since = shared.now;
+        self.progress = shared.now;
         if let Some(stream) = &self.stream {
             // Large replies leave in fewer pieces. Only a wish: without it they take more turns.
             let bytes = shared.config.send_buffer_bytes;
@@ -220,12 +213,12 @@ impl Client {
                 let _ = setsockopt(stream, sockopt::SndBuf, &bytes);
             }
         }
-        self.outbox.push(NO_SLOT, Reply::greeting().as_slice(), Segment::EMPTY, memory);
+        self.outbox.push_bytes(Reply::greeting().as_slice(), memory);
         self.phase = Phase::Handshake;
-        Ok(Turn::More)
+        Turn::More
     }
 
-    fn negotiate(&mut self, shared: &mut Shared, intake: &mut dyn Intake) -> Result<Turn, Gone> {
+    fn negotiate(&mut self, shared: &mut Shared, intake: &mut impl Intake) -> Result<Turn, Gone> {
         let export =
             Export { disk: intake.info(), payload_bytes_max: shared.config.payload_bytes_max };
         // Each round receives, drops or takes one step, and steps are few: see OPTIONS_MAX.
@@ -250,7 +243,7 @@ impl Client {
             let mut reply = Reply::new();
             let step = self.handshake.step(input, &export, &mut reply);
             if !reply.as_slice().is_empty() {
-                self.outbox.push(NO_SLOT, reply.as_slice(), Segment::EMPTY, memory);
+                self.outbox.push_bytes(reply.as_slice(), memory);
             }
             match step {
                 Step::Continue => {}
@@ -271,6 +264,7 @@ impl Client {
     }
 
     /// Gives a request's buffer back.
+    #[inline]
     pub(super) fn give_back(&mut self, buffer: Segment, shared: &mut Shared, memory: &mut Memory) {
         self.held -= buffer.len;
         shared.free(buffer, memory);
@@ -293,18 +287,19 @@ impl Client {
             }
             let _ = stream.shutdown(Shutdown::Both);
         }
-        self.partial = None;
+        // What runs keeps its buffer until it is answered.
         let held = &mut self.held;
-        self.slots.abandon(|buffer| {
+        let mut give_back = |buffer: Segment| {
             *held -= buffer.len;
             shared.free(buffer, memory);
-        });
-        let cells = self.outbox.close();
-        for segment in [cells, std::mem::replace(&mut self.staging, Segment::EMPTY)] {
-            if segment.len > 0 {
-                memory.free(segment);
-            }
+        };
+        if let Some(partial) = self.partial.take() {
+            give_back(partial.buffer);
         }
+        self.ahead.clear(&mut give_back);
+        self.lookups.abandon(&mut give_back);
+        self.outbox.clear(&mut give_back);
+        self.owed = self.running;
         shared.forget_waiter(self.number);
         shared.has_dead = true;
         shared.released = true;
@@ -315,24 +310,21 @@ impl Client {
         if self.phase != Phase::Dead || self.running > 0 {
             return false;
         }
-        assert!(self.slots.used() == 0 && self.held == 0, "all slots of {} are free", self.number);
+        assert!(self.owed == 0 && self.held == 0, "{} has nothing under way", self.number);
         self.phase = Phase::Vacant;
         true
     }
 
     /// Since when a connection that has not finished its handshake is silent.
     pub(super) fn silent_since(&self) -> Option<Now> {
-        let is_shaking = matches!(self.phase, Phase::Waiting | Phase::Handshake);
-        (is_shaking && self.since.is_some()).then_some(self.progress)
+        (self.phase == Phase::Handshake).then_some(self.progress)
     }
 
     /// When it wants a turn although nothing is ready.
     pub(super) fn deadline(&self, shared: &Shared) -> Option<Now> {
         match self.phase {
-            Phase::Vacant | Phase::Dead => None,
-            Phase::Waiting | Phase::Handshake => {
-                Some(self.since?.after(shared.config.handshake_timeout))
-            }
+            Phase::Vacant | Phase::Fresh | Phase::Dead => None,
+            Phase::Handshake => Some(self.since.after(shared.config.handshake_timeout)),
             // Its last replies are waited for only so long; what is running is waited for.
             Phase::Closing if self.running > 0 => None,
             Phase::Closing => Some(self.progress.after(shared.config.stall_timeout)),
@@ -370,7 +362,7 @@ impl Client {
             "nbd: client {} {:?}: {} requests, {} running, {} bytes held, {} bytes staged{}",
             self.number,
             self.phase,
-            self.slots.used(),
+            self.owed,
             self.running,
             self.held,
             self.end - self.start,

@@ -5,23 +5,25 @@
 //!   NbdDoor ── accepts, times out, shares turns out ──> Client (one of a fixed table)
 //!     client.rs     life of a connection, receive, send      handshake.rs  bytes -> options -> reply
 //!     requests.rs   staging buffer -> requests -> replies    wire.rs       bytes -> requests, headers
-//!     slots.rs      a client's requests                      outbox.rs     a client's unsent replies
+//!     lookups.rs    block status, extent by extent           outbox.rs     a client's unsent replies
+//!     ahead.rs      payload of small writes, in place        transfer.rs   bytes in and out
 //! ```
 //!
 //! Invariants:
 //! * No call blocks: every receive and send is non-blocking, and a client that is slow or silent
 //!   takes time from nobody. Its share of memory and slots is bounded.
-//! * All tables are made by [`NbdDoor::new`]; a connection adds a staging buffer and room for reply
-//!   headers from the arena, a request its data buffer. Nothing else is allocated.
+//! * All tables are made by [`NbdDoor::new`], and each place has its part of the memory for
+//!   connections; a request adds its data buffer, from the arena. Nothing else is allocated.
 //! * A buffer belongs to its request until the answer, also when the client is gone.
 //! * At depth one a request costs one receive and one send; at depth `n` a whole turn does.
 
+mod ahead;
 mod client;
 mod handshake;
+mod lookups;
 mod outbox;
 mod requests;
 mod shared;
-mod slots;
 #[cfg(test)]
 mod tests;
 mod transfer;
@@ -35,14 +37,12 @@ use mio::net::{UnixListener, UnixStream};
 use mio::{Interest, Registry};
 
 use super::{Frontend, Intake, TOKENS_PER_DOOR};
-use crate::memory::Memory;
-use crate::request::{Answer, Token};
+use crate::memory::{Memory, PAGE_SIZE};
+use crate::request::{Answer, Request};
 use crate::time::Now;
 use client::{Client, Gone, Phase, Turn};
 use shared::Shared;
 
-/// No slot: the end of a list, or bytes of the handshake.
-const NO_SLOT: u16 = u16::MAX;
 /// Segments of one system call; what `Memory::send` takes at most.
 const SOCKET_SEGMENTS_MAX: usize = 128;
 /// How often all clients have a turn before the loop looks after everything else.
@@ -98,11 +98,18 @@ impl Default for NbdConfig {
 }
 
 impl NbdConfig {
-    /// The memory that one connection takes from the disk's arena beside its requests, in bytes.
+    /// The memory that one connection takes beside its requests, in bytes: a staging buffer, and
+    /// room for the headers of replies.
     #[must_use]
-    pub fn connection_bytes(&self) -> u64 {
-        let round_up = |bytes: u32| u64::from(bytes).next_power_of_two().max(4096);
-        round_up(self.staging_bytes) + round_up(outbox::cells_bytes(self.requests_per_client))
+    pub fn connection_bytes(&self) -> u32 {
+        let bytes = self.staging_bytes + outbox::cells_bytes(self.requests_per_client);
+        bytes.next_multiple_of(PAGE_SIZE)
+    }
+
+    /// What a door wants of [`Memory::reserve_connections`].
+    #[must_use]
+    pub fn connections_bytes(&self) -> usize {
+        usize::from(self.clients_max) * self.connection_bytes() as usize
     }
 
     fn check(&self) {
@@ -129,6 +136,8 @@ pub struct NbdStats {
     pub refused: u64,
     /// Bytes received.
     pub bytes_in: u64,
+    /// Of these, payload that was copied to where it belongs; the rest was received there.
+    pub bytes_copied: u64,
     /// Bytes sent.
     pub bytes_out: u64,
     /// Connections that were turned away or ended by the door, because of what the peer did or did
@@ -212,6 +221,24 @@ impl NbdDoor {
         self.live.len()
     }
 
+    /// Lets all peers go and takes no more, also while requests run: for a disk that does not wait
+    /// for its storage. The buffers of what runs come back with the answers.
+    pub fn hang_up(&mut self, memory: &mut Memory) {
+        if let (Some(mut listener), Some((registry, _))) =
+            (self.listener.take(), &self.shared.registry)
+        {
+            // It is closed next, which takes it out of epoll if this did not.
+            let _ = registry.deregister(&mut listener);
+        }
+        self.listener_ready = false;
+        self.accept_after = None;
+        for client in &mut self.clients {
+            client.die(Gone::Left, &mut self.shared, memory);
+        }
+        self.bury(memory);
+        self.wake = false;
+    }
+
     fn vacant(&self) -> Option<u16> {
         let place = self.clients.iter().find(|client| client.phase == Phase::Vacant)?;
         Some(place.number)
@@ -235,6 +262,12 @@ impl NbdDoor {
         }
         // As many as there are places: more in one turn would only push each other out.
         for _ in 0..self.shared.config.clients_max {
+            // Who came in this very turn may be gone already; the next turn shows. Until then the
+            // others wait where they are.
+            let is_fresh = |number: &u16| self.clients[usize::from(*number)].phase == Phase::Fresh;
+            if self.vacant().is_none() && self.live.iter().any(is_fresh) {
+                break;
+            }
             let (true, Some(listener)) = (self.listener_ready, &self.listener) else {
                 return;
             };
@@ -347,7 +380,7 @@ impl Frontend for NbdDoor {
         }
     }
 
-    fn pull(&mut self, intake: &mut dyn Intake) -> bool {
+    fn pull<I: Intake>(&mut self, intake: &mut I) -> bool {
         self.shared.now = intake.now();
         self.shared.blocked = false;
         self.shared.released = false;
@@ -372,16 +405,14 @@ impl Frontend for NbdDoor {
         }
         self.bury(intake.memory());
         // Room that others take up comes back without an answer to this door.
-        more || (self.shared.out_of_room && self.shared.running == 0)
+        more || (self.shared.out_of_room && self.shared.running() == 0)
     }
 
-    fn answer(&mut self, token: Token, answer: Answer, memory: &mut Memory) {
-        let (number, slot) = (token.0 >> 16, token.0 & 0xffff);
-        let client = &mut self.clients[number as usize];
-        self.shared.stats.answers += 1;
-        let slot = u16::try_from(slot).expect("16 bits");
-        client.answered(slot, answer, &mut self.shared, memory);
-        self.bury(memory);
+    #[inline]
+    fn answer(&mut self, request: &Request, answer: &Answer, memory: &mut Memory) {
+        let client = &mut self.clients[usize::from(request.token.peer)];
+        self.shared.stats.answers = self.shared.stats.answers.wrapping_add(1);
+        client.answered(request, answer, &mut self.shared, memory);
     }
 
     fn flush(&mut self, memory: &mut Memory) {
@@ -412,20 +443,10 @@ impl Frontend for NbdDoor {
         self.wake = true;
     }
 
-    fn close(&mut self, registry: &Registry, memory: &mut Memory) {
-        assert!(self.shared.running == 0, "a door is closed when nothing is running");
-        if let Some(mut listener) = self.listener.take() {
-            // It is closed next, which takes it out of epoll if this did not.
-            let _ = registry.deregister(&mut listener);
-        }
-        self.listener_ready = false;
-        self.accept_after = None;
-        for client in &mut self.clients {
-            client.die(Gone::Left, &mut self.shared, memory);
-        }
-        self.bury(memory);
+    fn close(&mut self, _: &Registry, memory: &mut Memory) {
+        assert!(self.shared.running() == 0, "a door is closed when nothing is running");
+        self.hang_up(memory);
         self.shared.registry = None;
-        self.wake = false;
     }
 
     fn describe(&self, out: &mut dyn std::fmt::Write) -> std::fmt::Result {
@@ -434,7 +455,7 @@ impl Frontend for NbdDoor {
             out,
             "nbd: {} connected, {} running{}; since start {stats:?}",
             self.live.len(),
-            self.shared.running,
+            self.shared.running(),
             if self.shared.suspended { ", suspended" } else { "" },
         )?;
         for number in &self.live {

@@ -1,190 +1,199 @@
-//! What one client has yet to be sent: reply headers in the arena, and the data that follows them.
+//! What one client has yet to be sent: reply headers in the connection's memory, and the data that
+//! follows them.
+//!
+//! ```text
+//!   pieces    [header|header][data][header][data] ...     what the kernel is given, in order
+//!   replies   end and buffer, end and buffer, ...         what is free when so much is sent
+//! ```
 //!
 //! Headers are laid one behind the other in a ring of bytes, so that a row of replies without data
-//! is one segment for the kernel. Replies leave in the order in which they were queued, and so the
+//! is one piece for the kernel. Replies leave in the order in which they were queued, and so the
 //! ring needs no free list. Sized once for all the replies that a client can be owed.
 
-use super::NO_SLOT;
+use super::SOCKET_SEGMENTS_MAX;
 use super::handshake;
-use super::wire;
+use super::wire::Header;
 use crate::memory::{Memory, Segment};
+use crate::row::Row;
 
-/// One queued reply, or some bytes of the handshake.
-#[derive(Clone, Copy, Debug)]
-struct Entry {
-    /// Whose it is; [`NO_SLOT`] for the handshake.
-    slot: u16,
-    header: Segment,
-    /// Empty when nothing follows the header.
-    data: Segment,
+/// A queued reply, or some bytes of the handshake.
+#[derive(Clone, Copy, Debug, Default)]
+struct Reply {
+    /// How much of the stream is sent when all of it is.
+    end: u64,
+    /// What is free then; empty when there is nothing.
+    buffer: Segment,
+    is_handshake: bool,
 }
 
-impl Entry {
-    const NONE: Self = Self { slot: NO_SLOT, header: Segment::EMPTY, data: Segment::EMPTY };
-
-    fn len(&self) -> u32 {
-        self.header.len + self.data.len
-    }
+/// Something that is sent completely.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Sent {
+    /// Bytes of the handshake.
+    Handshake,
+    /// A reply; its buffer, which may be empty, is free.
+    Reply(Segment),
 }
 
 /// The replies that wait to be sent, oldest first.
 #[derive(Debug)]
 pub(super) struct Outbox {
-    /// A ring; one place for each slot and one for the handshake.
-    entries: Box<[Entry]>,
-    first: usize,
-    count: usize,
-    /// Bytes of the first entry that the kernel has already.
-    sent: u32,
-    /// The ring of header bytes; empty while there is no client.
+    pieces: Row<Segment>,
+    replies: Row<Reply>,
+    /// Bytes of the stream: queued so far, and sent so far.
+    queued: u64,
+    sent: u64,
+    /// The ring of header bytes.
     cells: Segment,
     /// Where the next header goes.
     tail: u32,
+    /// The youngest piece is one of headers, and may go on.
+    is_open: bool,
 }
 
-/// How many bytes of headers a client with `slots` slots can be owed: a reply for each, before them
-/// the reply to one option, and what is lost where the ring ends. An option is answered only when
-/// nothing else is queued, so that its reply never crosses the end.
-pub(super) fn cells_bytes(slots: u16) -> u32 {
-    (u32::from(slots) + 1) * wire::REPLY_BYTES_MAX + handshake::REPLY_BYTES_MAX
+/// How many bytes of headers a client can be owed: a reply for each of its requests, before them
+/// the reply to one option, what is lost where the ring ends, and what is written beyond the end of
+/// a header. An option is answered only when nothing else is queued, so that its reply never
+/// crosses the end.
+pub(super) fn cells_bytes(requests: u16) -> u32 {
+    (u32::from(requests) + 4) * Header::CELL_BYTES + handshake::REPLY_BYTES_MAX
 }
 
 impl Outbox {
-    pub(super) fn new(slots: u16) -> Self {
+    /// For a client with so many requests at a time; `cells` is memory of [`cells_bytes`].
+    pub(super) fn new(requests: u16, cells: Segment) -> Self {
+        let replies_max = usize::from(requests) + 1;
         Self {
-            entries: vec![Entry::NONE; usize::from(slots) + 1].into(),
-            first: 0,
-            count: 0,
+            pieces: Row::new(replies_max * 2),
+            replies: Row::new(replies_max),
+            queued: 0,
             sent: 0,
-            cells: Segment::EMPTY,
+            cells,
             tail: 0,
+            is_open: false,
         }
     }
 
-    /// Starts for a new client with memory of [`cells_bytes`].
-    pub(super) fn open(&mut self, cells: Segment) {
-        assert!(self.cells.len == 0 && self.count == 0, "one client after the other");
-        self.cells = cells;
-        self.tail = 0;
+    /// Forgets what was not sent, and hands the buffers of replies out.
+    pub(super) fn clear(&mut self, mut give_back: impl FnMut(Segment)) {
+        while let Some(reply) = self.replies.pop() {
+            if reply.buffer.len > 0 {
+                give_back(reply.buffer);
+            }
+        }
+        self.pieces.clear();
+        (self.queued, self.sent, self.tail) = (0, 0, 0);
     }
 
-    /// Forgets what was not sent and gives the memory back.
-    pub(super) fn close(&mut self) -> Segment {
-        self.count = 0;
-        self.sent = 0;
-        std::mem::replace(&mut self.cells, Segment::EMPTY)
-    }
-
+    #[inline]
     pub(super) fn is_empty(&self) -> bool {
-        self.count == 0
+        self.replies.is_empty()
     }
 
-    /// Queues a reply.
+    /// Queues a reply: a header, and what follows it. `buffer` comes back when all of it is sent.
     ///
     /// # Panics
-    /// When there are more than one for each slot and one for the handshake.
-    #[inline]
-    pub(super) fn push(&mut self, slot: u16, header: &[u8], data: Segment, memory: &mut Memory) {
-        assert!(self.count < self.entries.len(), "a slot has one reply");
-        let header = self.cell(header, memory);
-        let mut index = self.first + self.count;
-        if index >= self.entries.len() {
-            index -= self.entries.len();
+    /// When there are more than one for each request and one for the handshake.
+    #[inline(always)]
+    pub(super) fn push(
+        &mut self,
+        header: &Header,
+        data: Segment,
+        buffer: Segment,
+        memory: &mut Memory,
+    ) {
+        let len = header.len();
+        let at = self.cell(len, Header::CELL_BYTES);
+        // All of the cell: its size is known when this is compiled. The next header goes over the
+        // rest.
+        memory.write(self.cells, at, header.cell());
+        self.add(Segment { offset: self.cells.offset + at, len, ..self.cells });
+        if data.len > 0 {
+            self.queued += u64::from(data.len);
+            self.pieces.push(data);
+            self.is_open = false;
         }
-        self.entries[index] = Entry { slot, header, data };
-        self.count += 1;
+        self.replies.push(Reply { end: self.queued, buffer, is_handshake: false });
     }
 
-    fn cell(&mut self, header: &[u8], memory: &mut Memory) -> Segment {
-        let len = u32::try_from(header.len()).expect("headers are short");
-        if self.count == 0 || self.tail + len > self.cells.len {
+    /// Queues bytes of the handshake.
+    ///
+    /// # Panics
+    /// As [`Outbox::push`].
+    pub(super) fn push_bytes(&mut self, bytes: &[u8], memory: &mut Memory) {
+        let len = u32::try_from(bytes.len()).expect("replies of the handshake are short");
+        let at = self.cell(len, len);
+        let cell = self.cells.part(at, len);
+        memory.copy_in(cell, bytes);
+        self.add(cell);
+        let buffer = Segment::EMPTY;
+        self.replies.push(Reply { end: self.queued, buffer, is_handshake: true });
+    }
+
+    /// Room for the next header of `len` bytes, from the start of the ring; `room` are written.
+    #[inline]
+    fn cell(&mut self, len: u32, room: u32) -> u32 {
+        if self.is_empty() || self.tail + room > self.cells.len {
             self.tail = 0;
         }
-        let cell = self.cells.part(self.tail, len);
+        let at = self.tail;
         self.tail += len;
-        memory.copy_in(cell, header);
-        cell
+        at
     }
 
-    /// Names what to send next: fills `segments` and returns how many, and the sum of their
-    /// lengths.
-    pub(super) fn gather(&self, segments: &mut [Segment]) -> (usize, usize) {
-        let mut list = List { segments, used: 0, bytes: 0, skip: self.sent };
-        let mut index = self.first;
-        for _ in 0..self.count {
-            let entry = &self.entries[index];
-            if !(list.add(entry.header) && list.add(entry.data)) {
-                break;
-            }
-            index += 1;
-            if index == self.entries.len() {
-                index = 0;
-            }
+    /// Appends a header to the stream.
+    #[inline(always)]
+    fn add(&mut self, cell: Segment) {
+        self.queued += u64::from(cell.len);
+        if self.is_open
+            && let Some(last) = self.pieces.last_mut()
+            && last.offset + last.len == cell.offset
+        {
+            last.len += cell.len;
+        } else {
+            self.pieces.push(cell);
+            self.is_open = true;
         }
-        (list.used, list.bytes)
+    }
+
+    /// What goes into the next system call, and the sum of its lengths.
+    pub(super) fn next(&self) -> (&[Segment], u64) {
+        let pieces = self.pieces.as_slice();
+        if pieces.len() <= SOCKET_SEGMENTS_MAX {
+            return (pieces, self.queued - self.sent);
+        }
+        let most = &pieces[..SOCKET_SEGMENTS_MAX];
+        (most, most.iter().map(|piece| u64::from(piece.len)).sum())
     }
 
     /// Takes note that the kernel took `bytes` more.
     pub(super) fn advance(&mut self, bytes: usize) {
-        self.sent += u32::try_from(bytes).expect("one call sends less than 4 GiB");
+        self.sent += bytes as u64;
+        assert!(self.sent <= self.queued, "no more is sent than was queued");
+        if self.sent == self.queued {
+            return self.pieces.clear();
+        }
+        let mut left = u32::try_from(bytes).expect("one call sends less than 4 GiB");
+        while left > 0 {
+            let piece = self.pieces.first_mut().expect("what is not sent is there");
+            if left < piece.len {
+                *piece = piece.part(left, piece.len - left);
+                return;
+            }
+            left -= piece.len;
+            self.pieces.pop();
+        }
     }
 
-    /// Takes out the next reply that is sent completely: whose it was, [`NO_SLOT`] for the
-    /// handshake.
-    pub(super) fn pop_sent(&mut self) -> Option<u16> {
-        if self.count == 0 {
-            assert!(self.sent == 0, "no more is sent than was queued");
-            return None;
-        }
-        let entry = &self.entries[self.first];
-        let (slot, len) = (entry.slot, entry.len());
-        if self.sent < len {
-            return None;
-        }
-        self.sent -= len;
-        self.first += 1;
-        if self.first == self.entries.len() {
-            self.first = 0;
-        }
-        self.count -= 1;
-        Some(slot)
-    }
-}
-
-/// The segments of one system call.
-struct List<'a> {
-    segments: &'a mut [Segment],
-    used: usize,
-    bytes: usize,
-    /// What the kernel has already.
-    skip: u32,
-}
-
-impl List<'_> {
-    /// Appends what is left of a segment; `false` when the list is full.
+    /// Takes out the next one that is sent completely.
     #[inline]
-    fn add(&mut self, mut part: Segment) -> bool {
-        if self.skip > 0 {
-            let gone = part.len.min(self.skip);
-            self.skip -= gone;
-            part = part.part(gone, part.len - gone);
+    pub(super) fn pop_sent(&mut self) -> Option<Sent> {
+        let Reply { end, buffer, is_handshake } = self.replies.first()?;
+        if end > self.sent {
+            return None;
         }
-        if part.len == 0 {
-            return true;
-        }
-        // Neighbours in memory are one segment, whatever they hold.
-        if let Some(last) = self.segments[..self.used].last_mut()
-            && last.offset + last.len == part.offset
-        {
-            last.len += part.len;
-        } else if let Some(next) = self.segments.get_mut(self.used) {
-            *next = part;
-            self.used += 1;
-        } else {
-            return false;
-        }
-        self.bytes += part.len as usize;
-        true
+        self.replies.pop();
+        Some(if is_handshake { Sent::Handshake } else { Sent::Reply(buffer) })
     }
 }
 
@@ -195,48 +204,49 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::status::Status;
 
-    const SLOTS: u16 = 4;
+    const REQUESTS: u16 = 4;
 
-    fn memory() -> (Memory, Segment) {
+    fn outbox() -> (Memory, Outbox) {
         let mut memory = Memory::new(64 << 10).unwrap();
-        let cells = memory.allocate(cells_bytes(SLOTS)).unwrap();
-        (memory, cells)
+        let cells = memory.allocate(cells_bytes(REQUESTS)).unwrap();
+        (memory, Outbox::new(REQUESTS, cells))
+    }
+
+    fn simple(cookie: u64) -> Header {
+        Header::simple(cookie, Status::Done)
     }
 
     #[test]
-    fn replies_without_data_are_one_segment() {
-        let (mut memory, cells) = memory();
-        let mut outbox = Outbox::new(SLOTS);
-        outbox.open(cells);
-        for slot in 0..SLOTS {
-            outbox.push(slot, &[0; 16], Segment::EMPTY, &mut memory);
+    fn replies_without_data_are_one_piece() {
+        let (mut memory, mut outbox) = outbox();
+        for _ in 0..REQUESTS {
+            outbox.push(&simple(1), Segment::EMPTY, Segment::EMPTY, &mut memory);
         }
-        let mut segments = [Segment::EMPTY; 8];
-        assert_eq!(outbox.gather(&mut segments), (1, 64));
-        assert_eq!(segments[0], cells.part(0, 64));
+        let (pieces, bytes) = outbox.next();
+        assert_eq!((pieces, bytes), (&[outbox.cells.part(0, 64)][..], 64));
     }
 
     #[test]
     fn what_goes_into_one_call_is_bounded() {
-        let (mut memory, cells) = memory();
+        let mut memory = Memory::new(1 << 20).unwrap();
+        let cells = memory.allocate(cells_bytes(100)).unwrap();
         let data = memory.allocate(8192).unwrap();
-        let mut outbox = Outbox::new(SLOTS);
-        outbox.open(cells);
-        for slot in 0..SLOTS {
-            outbox.push(slot, &[0; 16], data.part(4096, 100), &mut memory);
+        let mut outbox = Outbox::new(100, cells);
+        for _ in 0..100 {
+            outbox.push(&simple(1), data.part(4096, 100), data, &mut memory);
         }
-        assert_eq!(outbox.gather(&mut [Segment::EMPTY; 3]), (3, 16 + 100 + 16));
+        let (pieces, bytes) = outbox.next();
+        assert_eq!((pieces.len(), bytes), (128, 64 * (16 + 100)));
     }
 
     #[test]
-    #[should_panic(expected = "a slot has one reply")]
-    fn asserts_on_more_replies_than_slots() {
-        let (mut memory, cells) = memory();
-        let mut outbox = Outbox::new(SLOTS);
-        outbox.open(cells);
-        for slot in 0..=SLOTS + 1 {
-            outbox.push(slot, &[0; 16], Segment::EMPTY, &mut memory);
+    #[should_panic(expected = "is full")]
+    fn asserts_on_more_replies_than_requests() {
+        let (mut memory, mut outbox) = outbox();
+        for _ in 0..=2 * (REQUESTS + 1) {
+            outbox.push(&simple(1), Segment::EMPTY, Segment::EMPTY, &mut memory);
         }
     }
 
@@ -245,50 +255,51 @@ mod tests {
         /// replies in their order, and each is given back when its last byte is gone.
         #[test]
         fn the_stream_is_the_replies_in_order(
-            steps in prop::collection::vec((any::<bool>(), 16usize..=28, 0u32..300, 0usize..800), 1..300),
+            steps in prop::collection::vec((any::<bool>(), any::<bool>(), 0u32..300, 0usize..800), 1..300),
         ) {
-            let (mut memory, cells) = memory();
+            let (mut memory, mut outbox) = outbox();
             let data = memory.allocate(4096).unwrap();
-            let mut outbox = Outbox::new(SLOTS);
-            outbox.open(cells);
             let mut stream: VecDeque<u8> = VecDeque::new();
-            let mut ends: VecDeque<(u16, usize)> = VecDeque::new();
-            let mut free: Vec<u16> = (0..SLOTS).collect();
+            let mut ends: VecDeque<(Sent, usize)> = VecDeque::new();
+            let mut free = REQUESTS;
             let (mut pushed, mut sent) = (0usize, 0usize);
             let pattern: Vec<u8> = (0..4096).map(|index| u8::try_from(index % 253).unwrap()).collect();
             memory.copy_in(data, &pattern);
-            for (step, (push, header_bytes, data_bytes, send_bytes)) in steps.into_iter().enumerate() {
-                if push && (outbox.is_empty() || !free.is_empty()) {
-                    let is_option = outbox.is_empty() && step % 3 == 0;
-                    let slot = if is_option { NO_SLOT } else { free.pop().unwrap() };
-                    let header_bytes = if is_option { 256 } else { header_bytes };
-                    let header = vec![u8::try_from(step % 256).unwrap(); header_bytes];
-                    outbox.push(slot, &header, data.part(u32::try_from(step).unwrap(), data_bytes), &mut memory);
-                    stream.extend(&header);
+            for (step, (push, is_long, data_bytes, send_bytes)) in steps.into_iter().enumerate() {
+                if push && outbox.is_empty() && step % 3 == 0 {
+                    let bytes = vec![u8::try_from(step % 256).unwrap(); 256];
+                    outbox.push_bytes(&bytes, &mut memory);
+                    stream.extend(&bytes);
+                    pushed += 256;
+                    ends.push_back((Sent::Handshake, pushed));
+                } else if push && free > 0 {
+                    free -= 1;
+                    let cookie = step as u64;
+                    let header = if is_long { Header::data(cookie, 7, data_bytes) } else { simple(cookie) };
+                    let buffer = data.part(u32::try_from(step).unwrap(), data_bytes);
+                    outbox.push(&header, buffer, buffer, &mut memory);
+                    stream.extend(header.as_slice());
                     stream.extend(&pattern[step..][..data_bytes as usize]);
-                    pushed += header_bytes + data_bytes as usize;
-                    ends.push_back((slot, pushed));
+                    pushed += header.as_slice().len() + data_bytes as usize;
+                    ends.push_back((Sent::Reply(buffer), pushed));
                 } else {
-                    let mut segments = [Segment::EMPTY; 5];
-                    let (used, bytes) = outbox.gather(&mut segments);
+                    let (pieces, bytes) = outbox.next();
                     let mut gathered = Vec::new();
-                    for segment in &segments[..used] {
-                        let mut piece = vec![0; segment.len as usize];
-                        memory.copy_out(*segment, &mut piece);
-                        gathered.extend(piece);
+                    for piece in pieces {
+                        let mut bytes = vec![0; piece.len as usize];
+                        memory.copy_out(*piece, &mut bytes);
+                        gathered.extend(bytes);
                     }
-                    prop_assert_eq!(gathered.len(), bytes);
-                    let taken: Vec<u8> = stream.drain(..send_bytes.min(bytes)).collect();
+                    prop_assert_eq!(gathered.len() as u64, bytes);
+                    let taken: Vec<u8> = stream.drain(..send_bytes.min(gathered.len())).collect();
                     prop_assert_eq!(&gathered[..taken.len()], &taken[..]);
                     sent += taken.len();
                     outbox.advance(taken.len());
-                    while let Some(slot) = outbox.pop_sent() {
+                    while let Some(item) = outbox.pop_sent() {
                         let (expected, end) = ends.pop_front().unwrap();
-                        prop_assert_eq!(slot, expected);
+                        prop_assert_eq!(item, expected);
                         prop_assert!(end <= sent);
-                        if slot != NO_SLOT {
-                            free.push(slot);
-                        }
+                        free += u16::from(item != Sent::Handshake);
                     }
                     prop_assert!(ends.front().is_none_or(|(_, end)| *end > sent));
                 }

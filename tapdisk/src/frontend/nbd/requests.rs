@@ -1,22 +1,24 @@
 //! The transmission phase of one client: requests out of the staging buffer, answers into the
 //! outbox.
 //!
-//! A request is taken only when all it needs is there: room with whoever serves it, a slot (and
-//! with it room for the reply), and its buffer. So a write whose payload has begun to arrive can
-//! always be finished, and a client that asks for too much at once waits for its own replies,
-//! nobody else's.
+//! A request is taken only when all it needs is there: room with whoever serves it, room for its
+//! reply, and its buffer. So a write whose payload has begun to arrive can always be finished, and
+//! a client that asks for too much at once waits for its own replies, nobody else's.
+//!
+//! There is no table of requests: what the reply is made of, and the buffer, come back with the
+//! answer. Until then the buffer belongs to whoever serves the request: it is not freed, whatever
+//! becomes of the client.
 
 use nix::errno::Errno;
 
 use super::client::{Client, Gone, Partial, Phase, Turn};
 use super::shared::{Grant, Shared};
-use super::slots::State;
 use super::wire::{
     self, Command, DESCRIPTOR_BYTES, EXTENTS_MAX, Header, REQUEST_BYTES, RawRequest, Verdict,
 };
 use crate::frontend::Intake;
 use crate::memory::{Memory, Segment};
-use crate::request::{Answer, Op, Request, Segments, Token};
+use crate::request::{Answer, Op, Request, Token};
 use crate::status::Status;
 
 /// From this length on, in bytes, payload is better received where it belongs than copied there: a
@@ -44,7 +46,7 @@ impl Client {
     pub(super) fn take_requests(
         &mut self,
         shared: &mut Shared,
-        intake: &mut dyn Intake,
+        intake: &mut impl Intake,
     ) -> Result<Turn, Gone> {
         self.look_further(shared, intake);
         let mut quota = REQUESTS_PER_TURN;
@@ -66,15 +68,16 @@ impl Client {
     }
 
     /// Starts the block status requests again that are not at their end.
-    pub(super) fn look_further(&mut self, shared: &mut Shared, intake: &mut dyn Intake) {
-        while self.slots.has_again() {
+    pub(super) fn look_further(&mut self, shared: &mut Shared, intake: &mut impl Intake) {
+        while self.lookups.has_again() {
             if !intake.has_room() {
                 shared.blocked = true;
                 shared.out_of_room = true;
                 return;
             }
-            let slot = self.slots.pop_again().expect("there is one");
-            self.start_slot(slot, shared, intake);
+            let (number, lookup) = self.lookups.pop_again().expect("there is one");
+            let (offset, len) = lookup.rest();
+            self.start(Op::BlockStatus, number, (offset, len), Segment::EMPTY, shared, intake);
         }
     }
 
@@ -82,13 +85,13 @@ impl Client {
         &mut self,
         quota: &mut u32,
         shared: &mut Shared,
-        intake: &mut dyn Intake,
+        intake: &mut impl Intake,
     ) -> Result<Taken, Gone> {
         loop {
             if self.drain > 0 {
                 self.skip_drain();
             }
-            if !self.has_next(intake.memory()) {
+            if !self.has_next(shared, intake.memory()) {
                 return Ok(Taken::All);
             }
             if *quota == 0 {
@@ -99,16 +102,16 @@ impl Client {
                 shared.out_of_room = true;
                 return Ok(Taken::Blocked);
             }
-            if let Some(partial) = self.partial.take() {
-                self.start_slot(partial.slot, shared, intake);
+            if self.partial.is_some() {
+                self.start_write(shared, intake);
                 continue;
             }
-            if !self.slots.has_free() {
+            if self.owed == shared.config.requests_per_client {
                 return Ok(Taken::Blocked);
             }
-            let mut bytes = [0; REQUEST_BYTES as usize];
-            intake.memory().copy_out(self.staging.part(self.start, REQUEST_BYTES), &mut bytes);
+            let bytes = intake.memory().read(self.staging, self.start);
             let raw = RawRequest::parse(&bytes).ok_or(Gone::Fault)?;
+            self.compare(&raw, shared, intake.memory());
             match wire::judge(&raw, self.features, shared.config.payload_bytes_max) {
                 Verdict::Accept(command) => {
                     if !self.accept(&raw, command, shared, intake) {
@@ -127,11 +130,18 @@ impl Client {
 
     /// Whether there is a request, or the last of one's payload.
     #[inline]
-    fn has_next(&mut self, memory: &mut Memory) -> bool {
+    fn has_next(&mut self, shared: &mut Shared, memory: &mut Memory) -> bool {
         let staged = self.end - self.start;
-        let Some(partial) = &mut self.partial else {
-            return staged >= REQUEST_BYTES;
-        };
+        if self.partial.is_some() {
+            return self.has_payload(staged, shared, memory);
+        }
+        staged >= REQUEST_BYTES
+    }
+
+    /// Takes payload out of the staging buffer; whether the write has all of its own.
+    #[inline(never)]
+    fn has_payload(&mut self, staged: u32, shared: &mut Shared, memory: &mut Memory) -> bool {
+        let partial = self.partial.as_mut().expect("the caller asked");
         let rest = partial.buffer.len - partial.received;
         let taken = rest.min(staged);
         if taken > 0 {
@@ -139,146 +149,235 @@ impl Client {
             memory.copy_within(source, partial.buffer.part(partial.received, taken));
             self.start += taken;
             partial.received += taken;
+            shared.stats.bytes_copied += u64::from(taken);
         }
         taken == rest
     }
 
     /// Takes a well-formed request out of the staging buffer; `false` when there is no memory for
     /// it.
+    #[inline]
     fn accept(
         &mut self,
         raw: &RawRequest,
         command: Command,
         shared: &mut Shared,
-        intake: &mut dyn Intake,
+        intake: &mut impl Intake,
     ) -> bool {
-        let bytes = match command.op {
-            Op::Read | Op::Write => raw.len,
-            Op::BlockStatus => EXTENTS_MAX * DESCRIPTOR_BYTES,
-            Op::Flush | Op::Trim | Op::WriteZeroes => 0,
-        };
-        let mut buffer = Segment::EMPTY;
-        if bytes > 0 {
-            // Something of its own is out then, and will come back.
-            if self.held > 0 && self.held + bytes > shared.config.bytes_per_client {
-                return false;
-            }
-            buffer = match shared.allocate(self.number, bytes, intake.memory()) {
-                Grant::Buffer(buffer) => buffer,
-                Grant::Wait => return false,
-                Grant::Never => {
-                    let drain = if command.op == Op::Write { raw.len } else { 0 };
-                    self.refuse(raw, Errno::ENOMEM, drain, shared, intake);
-                    return true;
-                }
-            };
-            self.held += bytes;
+        let is_write = command.op == Op::Write;
+        if is_write && let Some((buffer, received)) = self.ahead.take(raw.len) {
+            self.start += REQUEST_BYTES;
+            self.owed += 1;
+            self.partial = Some(Partial { raw: *raw, fua: command.fua, buffer, received });
+            return true;
         }
+        if !command.op.has_data() {
+            return self.accept_other(raw, command, shared, intake);
+        }
+        let buffer = match self.allocate(raw.len, shared, intake.memory()) {
+            Grant::Buffer(buffer) => buffer,
+            Grant::Wait => return false,
+            Grant::Never => {
+                let drain = if is_write { raw.len } else { 0 };
+                self.refuse(raw, Errno::ENOMEM, drain, shared, intake);
+                return true;
+            }
+        };
         self.start += REQUEST_BYTES;
-        let range = (raw.cookie, raw.offset, raw.len);
-        let slot = self.slots.take(State::Receiving, command, range, buffer);
-        if command.op == Op::Write {
+        self.owed += 1;
+        if is_write {
             self.writes_large = raw.len >= LARGE_WRITE;
-            self.partial = Some(Partial { slot, buffer, received: 0 });
+            self.partial = Some(Partial { raw: *raw, fua: command.fua, buffer, received: 0 });
         } else {
-            self.start_slot(slot, shared, intake);
+            let range = (raw.offset, u64::from(raw.len));
+            self.start(Op::Read, raw.cookie, range, buffer, shared, intake);
         }
         true
     }
 
+    /// The same for one without data.
+    #[inline(never)]
+    fn accept_other(
+        &mut self,
+        raw: &RawRequest,
+        command: Command,
+        shared: &mut Shared,
+        intake: &mut impl Intake,
+    ) -> bool {
+        let Command { op, fua, may_punch, one_extent } = command;
+        let mut number = raw.cookie;
+        if op == Op::BlockStatus {
+            if !self.lookups.has_free() {
+                return false;
+            }
+            let bytes = EXTENTS_MAX * DESCRIPTOR_BYTES;
+            let buffer = match self.allocate(bytes, shared, intake.memory()) {
+                Grant::Buffer(buffer) => buffer,
+                Grant::Wait => return false,
+                Grant::Never => {
+                    self.refuse(raw, Errno::ENOMEM, 0, shared, intake);
+                    return true;
+                }
+            };
+            number = self.lookups.take(raw, one_extent, buffer);
+        }
+        self.start += REQUEST_BYTES;
+        self.owed += 1;
+        let token = Token { peer: self.number, number };
+        self.running += 1;
+        shared.stats.requests = shared.stats.requests.wrapping_add(1);
+        intake.start(|request| {
+            request.set(token, op, (raw.offset, u64::from(raw.len)));
+            (request.fua, request.may_punch) = (fua, may_punch);
+        });
+        true
+    }
+
+    /// A buffer for a request.
+    #[inline]
+    fn allocate(&mut self, bytes: u32, shared: &mut Shared, memory: &mut Memory) -> Grant {
+        // Something of its own is out then, and will come back.
+        if self.held > 0 && self.held + bytes > shared.config.bytes_per_client {
+            return Grant::Wait;
+        }
+        let grant = shared.allocate(self.number, bytes, memory);
+        if matches!(grant, Grant::Buffer(_)) {
+            self.held += bytes;
+        }
+        grant
+    }
+
     /// Answers a request that is not started with an error, and drops its payload.
+    #[inline(never)]
     fn refuse(
         &mut self,
         raw: &RawRequest,
         errno: Errno,
         drain: u32,
         shared: &mut Shared,
-        intake: &mut dyn Intake,
+        intake: &mut impl Intake,
     ) {
+        if self.ahead.is_laid_out() {
+            self.line_up(shared, intake.memory());
+        }
         self.start += REQUEST_BYTES;
         self.drain = drain;
+        self.owed += 1;
         shared.stats.refused += 1;
-        // A slot, for its place in the outbox.
-        let slot = self.slots.take(State::Answered, Command::NONE, (0, 0, 0), Segment::EMPTY);
         let op = wire::op_of(raw.kind);
         let header = Header::failure(op, self.features, raw.cookie, Status::Failed(errno));
-        self.outbox.push(slot, header.as_slice(), Segment::EMPTY, intake.memory());
+        self.outbox.push(&header, Segment::EMPTY, Segment::EMPTY, intake.memory());
     }
 
-    #[inline]
-    fn start_slot(&mut self, index: u16, shared: &mut Shared, intake: &mut dyn Intake) {
-        let slot = self.slots.get(index);
-        slot.state = State::Running;
-        let op = slot.command.op;
-        // Made in place: a request with room for eleven segments is not moved lightly.
-        let mut request = Request {
-            token: Token(u32::from(self.number) << 16 | u32::from(index)),
-            op,
-            fua: slot.command.fua,
-            may_punch: slot.command.may_punch,
-            offset: slot.offset + u64::from(slot.described),
-            len: u64::from(slot.len - slot.described),
-            segments: Segments::NONE,
-        };
-        if op.has_data() {
-            request.segments.push(slot.buffer);
-        }
+    #[inline(always)]
+    fn start(
+        &mut self,
+        op: Op,
+        number: u64,
+        range: (u64, u64),
+        buffer: Segment,
+        shared: &mut Shared,
+        intake: &mut impl Intake,
+    ) {
         self.running += 1;
-        shared.running += 1;
-        shared.stats.requests += 1;
-        intake.start(&request);
+        shared.stats.requests = shared.stats.requests.wrapping_add(1);
+        let token = Token { peer: self.number, number };
+        intake.start(|request| {
+            request.set(token, op, range);
+            if buffer.len > 0 {
+                request.segments.push(buffer);
+            }
+        });
+    }
+
+    /// Starts a write whose payload is here.
+    #[inline]
+    fn start_write(&mut self, shared: &mut Shared, intake: &mut impl Intake) {
+        let partial = self.partial.take().expect("the caller asked");
+        let Partial { raw, fua, buffer, .. } = partial;
+        self.running += 1;
+        shared.stats.requests = shared.stats.requests.wrapping_add(1);
+        let token = Token { peer: self.number, number: raw.cookie };
+        intake.start(|request| {
+            request.set(token, Op::Write, (raw.offset, u64::from(raw.len)));
+            request.fua = fua;
+            request.segments.push(buffer);
+        });
     }
 
     /// Takes the answer to a request of this client.
+    #[inline]
     pub(super) fn answered(
         &mut self,
-        index: u16,
-        answer: Answer,
+        request: &Request,
+        answer: &Answer,
         shared: &mut Shared,
         memory: &mut Memory,
     ) {
         self.running -= 1;
-        shared.running -= 1;
         shared.released = true;
-        let slot = self.slots.get(index);
-        assert!(slot.state == State::Running, "slot {index} is {:?}", slot.state);
-        if self.phase == Phase::Dead {
-            let buffer = self.slots.free(index);
+        let (op, cookie, buffer) = (request.op, request.token.number, request.segments.first());
+        if self.phase == Phase::Dead || op == Op::BlockStatus {
+            return self.answered_rarely(request, answer, shared, memory);
+        }
+        if op == Op::Read && answer.status == Status::Done {
+            let header = if self.features.structured {
+                Header::data(cookie, request.offset, buffer.len)
+            } else {
+                Header::simple(cookie, Status::Done)
+            };
+            return self.outbox.push(&header, buffer, buffer, memory);
+        }
+        if buffer.len > 0 {
+            // Nothing of it is sent: others may have it at once.
             self.give_back(buffer, shared, memory);
+        }
+        let header = match answer.status {
+            Status::Done => Header::simple(cookie, Status::Done),
+            failed => Header::failure(Some(op), self.features, cookie, failed),
+        };
+        self.outbox.push(&header, Segment::EMPTY, Segment::EMPTY, memory);
+    }
+
+    /// The same for a client that is gone, and for block status.
+    #[inline(never)]
+    fn answered_rarely(
+        &mut self,
+        request: &Request,
+        answer: &Answer,
+        shared: &mut Shared,
+        memory: &mut Memory,
+    ) {
+        let number = request.token.number;
+        let mut buffer = request.segments.first();
+        if request.op == Op::BlockStatus {
+            buffer = self.lookups.get(number).buffer;
+        }
+        if self.phase == Phase::Dead {
+            self.owed -= 1;
+            if request.op == Op::BlockStatus {
+                self.lookups.free(number);
+            }
+            if buffer.len > 0 {
+                self.give_back(buffer, shared, memory);
+            }
             return;
         }
-        slot.state = State::Answered;
-        let (op, cookie) = (slot.command.op, slot.cookie);
-        let mut data = slot.buffer;
-        let header = match (op, answer.status) {
-            (Op::Read, Status::Done) if self.features.structured => {
-                Header::data(cookie, slot.offset, slot.len)
+        if answer.status == Status::Done {
+            let extent = answer.extent.expect("a block status that is done has an extent");
+            if self.lookups.describe(number, extent, memory) {
+                shared.blocked = true;
+                return;
             }
-            (Op::BlockStatus, _) => {
-                if answer.status == Status::Done {
-                    let extent = answer.extent.expect("a block status that is done has an extent");
-                    if slot.describe(extent, memory) {
-                        self.slots.push_again(index);
-                        shared.blocked = true;
-                        return;
-                    }
-                }
-                data.len = slot.descriptors * DESCRIPTOR_BYTES;
-                if data.len > 0 {
-                    Header::block_status(cookie, data.len)
-                } else {
-                    Header::failure(Some(op), self.features, cookie, answer.status)
-                }
-            }
-            (_, Status::Done) => Header::simple(cookie, Status::Done),
-            (_, failed) => Header::failure(Some(op), self.features, cookie, failed),
-        };
-        if op == Op::Write || (op == Op::Read && answer.status != Status::Done) {
-            // Nothing of it is sent: others may have it at once.
-            let buffer = std::mem::replace(&mut slot.buffer, Segment::EMPTY);
-            data = Segment::EMPTY;
-            self.give_back(buffer, shared, memory);
         }
-        self.outbox.push(index, header.as_slice(), data, memory);
+        let lookup = *self.lookups.get(number);
+        self.lookups.free(number);
+        let data = lookup.descriptors();
+        let header = if data.len > 0 {
+            Header::block_status(lookup.cookie, data.len)
+        } else {
+            Header::failure(Some(request.op), self.features, lookup.cookie, answer.status)
+        };
+        self.outbox.push(&header, data, buffer, memory);
     }
 }

@@ -3,7 +3,7 @@
 
 use mio::Registry;
 
-use super::{NbdConfig, NbdStats, SOCKET_SEGMENTS_MAX, handshake};
+use super::{NbdConfig, NbdStats, handshake};
 use crate::memory::{Memory, PAGE_SIZE, Segment};
 use crate::time::Now;
 
@@ -19,8 +19,6 @@ pub(super) struct Shared {
     pub(super) suspended: bool,
     /// The time of the pause has yet to be forgiven.
     pub(super) resumed: bool,
-    /// Requests that were started and not answered, of all clients.
-    pub(super) running: u32,
     /// Whether a client stopped short for want of room, a slot or memory.
     pub(super) blocked: bool,
     /// Whether any of these came back since the last pull began.
@@ -31,8 +29,6 @@ pub(super) struct Shared {
     pub(super) has_dead: bool,
     /// An option's payload while it is looked at.
     pub(super) scratch: Box<[u8]>,
-    /// What goes into one system call.
-    pub(super) segments: Box<[Segment]>,
     /// Buffers of requests that are out, of all clients.
     buffers: u32,
     /// Whoever is first in line for memory.
@@ -71,32 +67,40 @@ impl Shared {
             registry: None,
             suspended: false,
             resumed: false,
-            running: 0,
             blocked: false,
             released: false,
             out_of_room: false,
             has_dead: false,
             scratch: vec![0; handshake::OPTION_BYTES_MAX as usize].into(),
-            segments: vec![Segment::EMPTY; SOCKET_SEGMENTS_MAX].into(),
             buffers: 0,
             waiter: None,
             pages: Vec::with_capacity(PAGES_KEPT_MAX),
         }
     }
 
+    /// Requests that were started and not answered, of all clients.
+    pub(super) fn running(&self) -> u64 {
+        self.stats.requests.wrapping_sub(self.stats.answers)
+    }
+
     /// A buffer for a request. Who does not get one is served before everybody else, so that a
     /// large request is not starved by small ones.
     #[inline]
     pub(super) fn allocate(&mut self, client: u16, bytes: u32, memory: &mut Memory) -> Grant {
-        if self.waiter.is_some_and(|waiter| waiter.client != client) {
-            return Grant::Wait;
-        }
         if bytes <= PAGE_SIZE
             && self.waiter.is_none()
             && let Some(page) = self.pages.pop()
         {
             self.buffers += 1;
             return Grant::Buffer(Segment { len: bytes, ..page });
+        }
+        self.allocate_run(client, bytes, memory)
+    }
+
+    #[inline(never)]
+    fn allocate_run(&mut self, client: u16, bytes: u32, memory: &mut Memory) -> Grant {
+        if self.waiter.is_some_and(|waiter| waiter.client != client) {
+            return Grant::Wait;
         }
         let buffer = memory.allocate(bytes).or_else(|| {
             self.drop_pages(memory);
@@ -117,12 +121,31 @@ impl Shared {
         }
     }
 
-    /// Takes a request's buffer back, if it had one.
+    /// How many pages are kept, for whoever is first in line.
+    pub(super) fn pages_kept(&self) -> u32 {
+        let count = if self.waiter.is_some() { 0 } else { self.pages.len() };
+        u32::try_from(count).expect("at most PAGES_KEPT_MAX")
+    }
+
+    /// The page that would be taken after `number` others; it may be received into, and belongs to
+    /// nobody before it is taken.
+    #[inline]
+    pub(super) fn page_ahead(&self, number: u32, len: u32) -> Segment {
+        let page = self.pages[self.pages.len() - 1 - number as usize];
+        Segment { len, ..page }
+    }
+
+    /// Takes a page that is kept.
+    #[inline]
+    pub(super) fn take_page(&mut self, len: u32) -> Segment {
+        self.buffers += 1;
+        let page = self.pages.pop().expect("the caller asked pages_kept");
+        Segment { len, ..page }
+    }
+
+    /// Takes a request's buffer back.
     #[inline]
     pub(super) fn free(&mut self, buffer: Segment, memory: &mut Memory) {
-        if buffer.len == 0 {
-            return;
-        }
         self.buffers -= 1;
         if buffer.len <= PAGE_SIZE && self.waiter.is_none() && self.pages.len() < PAGES_KEPT_MAX {
             self.pages.push(buffer);

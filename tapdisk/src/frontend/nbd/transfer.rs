@@ -9,8 +9,9 @@ use std::os::fd::{AsFd, AsRawFd};
 use mio::{Interest, Token};
 use nix::sys::socket::{MsgFlags, recv};
 
-use super::NO_SLOT;
+use super::ahead::Targets;
 use super::client::{Client, Gone, Phase};
+use super::outbox::Sent;
 use super::shared::Shared;
 use crate::memory::{Memory, Segment};
 
@@ -26,8 +27,8 @@ impl Client {
         self.drain -= skipped;
     }
 
-    /// Receives once: the rest of a payload straight into its buffer, all else into the staging
-    /// buffer. Whether there was anything.
+    /// Receives once: the rest of a payload straight into its buffer, that of small writes in a row
+    /// into pages ([`super::ahead`]), all else into the staging buffer. Whether there was anything.
     pub(super) fn receive(
         &mut self,
         shared: &mut Shared,
@@ -43,14 +44,23 @@ impl Client {
             }
             (self.start, self.end) = (0, left);
         }
-        let free = self.staging.part(self.end, self.staging_room());
+        let ahead = self.writes_ahead(shared);
         let rest = self.partial.map_or(Segment::EMPTY, |partial| {
             assert!(self.end == 0, "payload in the staging buffer goes first");
             partial.buffer.part(partial.received, partial.buffer.len - partial.received)
         });
-        let both = [rest, free];
-        let targets = if rest.len > 0 { &both[..] } else { &both[1..] };
-        let received = match memory.receive(stream.as_fd(), targets) {
+        let mut targets = Targets::new();
+        let room = if ahead > 0 {
+            self.lay_out(ahead, shared, &mut targets)
+        } else {
+            let free = self.staging.part(self.end, self.staging_room());
+            if rest.len > 0 {
+                targets.push(rest);
+            }
+            targets.push(free);
+            rest.len + free.len
+        };
+        let received = match memory.receive(stream.as_fd(), targets.as_slice()) {
             Ok(0) => return Err(Gone::Left),
             Ok(received) => u32::try_from(received).expect("segments are below 4 GiB"),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
@@ -62,15 +72,19 @@ impl Client {
             Err(_) => return Err(Gone::Left),
         };
         // Not in the handshake, where a peer that is silent is let go only after minutes.
-        if received < rest.len + free.len && self.phase == Phase::Transmission {
+        if received < room && self.phase == Phase::Transmission {
             self.readable = false;
             self.end_unseen = true;
         }
-        let payload = received.min(rest.len);
-        if let Some(partial) = &mut self.partial {
-            partial.received += payload;
+        if ahead > 0 {
+            self.laid_out(ahead, received, shared);
+        } else {
+            let payload = received.min(rest.len);
+            if let Some(partial) = &mut self.partial {
+                partial.received += payload;
+            }
+            self.end += received - payload;
         }
-        self.end += received - payload;
         shared.stats.bytes_in += u64::from(received);
         self.progress = shared.now;
         Ok(true)
@@ -78,7 +92,8 @@ impl Client {
 
     /// Whether the peer has closed the connection and everything that it sent is received.
     pub(super) fn has_ended(&self) -> bool {
-        let (Phase::Transmission, Some(stream)) = (self.phase, &self.stream) else {
+        let (Phase::Handshake | Phase::Transmission, Some(stream)) = (self.phase, &self.stream)
+        else {
             return false;
         };
         let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
@@ -103,7 +118,7 @@ impl Client {
         if done && self.watches_writable {
             result = result.and(self.watch_writable(false, shared));
         }
-        if done && self.phase == Phase::Closing && self.slots.used() == 0 {
+        if done && self.phase == Phase::Closing && self.owed == 0 {
             result = Err(Gone::Left);
         }
         if let Err(gone) = result {
@@ -115,26 +130,28 @@ impl Client {
         let Some(stream) = &self.stream else {
             return Err(Gone::Left);
         };
-        let (used, bytes) = self.outbox.gather(&mut shared.segments);
-        let sent = match memory.send(stream.as_fd(), &shared.segments[..used]) {
+        let (pieces, bytes) = self.outbox.next();
+        let sent = match memory.send(stream.as_fd(), pieces) {
             Ok(sent) => sent,
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(()),
             Err(_) => return Err(Gone::Left),
         };
         self.outbox.advance(sent);
-        while let Some(slot) = self.outbox.pop_sent() {
+        while let Some(item) = self.outbox.pop_sent() {
             shared.released = true;
-            if slot != NO_SLOT {
-                let buffer = self.slots.free(slot);
-                self.give_back(buffer, shared, memory);
+            if let Sent::Reply(buffer) = item {
+                self.owed -= 1;
+                if buffer.len > 0 {
+                    self.give_back(buffer, shared, memory);
+                }
             }
         }
         if sent > 0 {
             shared.stats.bytes_out += sent as u64;
             self.progress = shared.now;
         }
-        if sent < bytes {
+        if (sent as u64) < bytes {
             self.writable = false;
             self.watch_writable(true, shared)?;
         }

@@ -13,8 +13,6 @@ use crate::status::Status;
 
 /// Bytes of a request without its payload.
 pub(super) const REQUEST_BYTES: u32 = 28;
-/// The longest header of a reply: a structured one with an offset.
-pub(super) const REPLY_BYTES_MAX: u32 = 28;
 /// Bytes of one extent in the answer to a block status request.
 pub(super) const DESCRIPTOR_BYTES: u32 = 8;
 /// The most extents in one answer: a client asks on from where they end. 128 bytes; a guess at
@@ -80,6 +78,12 @@ pub(super) struct RawRequest {
 }
 
 impl RawRequest {
+    /// Whether payload follows, if it is accepted or drained.
+    #[inline]
+    pub(super) fn is_write(&self) -> bool {
+        self.kind == WRITE
+    }
+
     /// Splits the bytes up; `None` when they do not start with the magic: the stream is out of
     /// step.
     #[inline]
@@ -112,12 +116,6 @@ pub(super) struct Command {
     pub(super) one_extent: bool,
 }
 
-impl Command {
-    /// For a slot that has none.
-    pub(super) const NONE: Self =
-        Self { op: Op::Flush, fua: false, may_punch: false, one_extent: false };
-}
-
 /// What becomes of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
@@ -134,6 +132,21 @@ pub(super) enum Verdict {
 /// Checks one request, all that can be known without the disk.
 #[inline]
 pub(super) fn judge(raw: &RawRequest, features: Features, payload_bytes_max: u32) -> Verdict {
+    // What there is most of first: a read or write that has nothing special.
+    if raw.kind <= WRITE
+        && raw.flags == 0
+        && (1..=payload_bytes_max.min(DRAIN_BYTES_MAX)).contains(&raw.len)
+        && raw.offset.checked_add(u64::from(raw.len)).is_some()
+    {
+        let op = if raw.kind == READ { Op::Read } else { Op::Write };
+        return Verdict::Accept(Command { op, fua: false, may_punch: false, one_extent: false });
+    }
+    judge_all(raw, features, payload_bytes_max)
+}
+
+/// The same for any request.
+#[inline(never)]
+fn judge_all(raw: &RawRequest, features: Features, payload_bytes_max: u32) -> Verdict {
     let (op, flags_known) = match raw.kind {
         READ if features.structured => (Op::Read, FLAG_FUA | FLAG_DF),
         READ => (Op::Read, FLAG_FUA),
@@ -169,7 +182,6 @@ pub(super) fn judge(raw: &RawRequest, features: Features, payload_bytes_max: u32
 }
 
 /// Why a request of a known command with flags of its own cannot be done, if so.
-#[inline]
 fn refusal(op: Op, raw: &RawRequest, features: Features, payload_bytes_max: u32) -> Option<Errno> {
     let has_range = op != Op::Flush;
     if has_range == (raw.len == 0) {
@@ -193,13 +205,17 @@ fn refusal(op: Op, raw: &RawRequest, features: Features, payload_bytes_max: u32)
 /// The header of a reply, ready to send.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Header {
-    bytes: [u8; REPLY_BYTES_MAX as usize],
-    len: usize,
+    bytes: [u8; Self::CELL_BYTES as usize],
+    len: u8,
 }
 
 impl Header {
+    /// Room for any header: the longest is a structured one with an offset, 28 bytes. A round
+    /// number, so that it is copied with few instructions.
+    pub(super) const CELL_BYTES: u32 = 32;
+
     /// A simple reply.
-    #[inline]
+    #[inline(always)]
     pub(super) fn simple(cookie: u64, status: Status) -> Self {
         let mut header = Self::empty();
         header.put(SIMPLE_MAGIC.to_be_bytes());
@@ -209,7 +225,7 @@ impl Header {
     }
 
     /// The one chunk of a successful structured read; `len` bytes of data follow.
-    #[inline]
+    #[inline(always)]
     pub(super) fn data(cookie: u64, offset: u64, len: u32) -> Self {
         let mut header = Self::chunk(cookie, CHUNK_OFFSET_DATA, len.saturating_add(8));
         header.put(offset.to_be_bytes());
@@ -241,15 +257,30 @@ impl Header {
         }
     }
 
+    /// In bytes.
+    #[inline]
+    pub(super) fn len(&self) -> u32 {
+        u32::from(self.len)
+    }
+
+    /// The bytes, and zeros behind them.
+    #[inline]
+    pub(super) fn cell(&self) -> &[u8; Self::CELL_BYTES as usize] {
+        &self.bytes
+    }
+
     /// The bytes.
+    #[cfg(test)]
     pub(super) fn as_slice(&self) -> &[u8] {
-        self.bytes.get(..self.len).unwrap_or(&self.bytes)
+        self.bytes.get(..usize::from(self.len)).unwrap_or(&self.bytes)
     }
 
+    #[inline(always)]
     fn empty() -> Self {
-        Self { bytes: [0; REPLY_BYTES_MAX as usize], len: 0 }
+        Self { bytes: [0; Self::CELL_BYTES as usize], len: 0 }
     }
 
+    #[inline(always)]
     fn chunk(cookie: u64, kind: u16, len: u32) -> Self {
         let mut header = Self::empty();
         header.put(STRUCTURED_MAGIC.to_be_bytes());
@@ -260,11 +291,22 @@ impl Header {
         header
     }
 
-    #[inline]
+    #[inline(always)]
     fn put<const N: usize>(&mut self, field: [u8; N]) {
-        let target = self.bytes.get_mut(self.len..).and_then(|rest| rest.first_chunk_mut::<N>());
-        *target.expect("the longest header has REPLY_BYTES_MAX bytes") = field;
-        self.len = self.len.saturating_add(N);
+        let at = usize::from(self.len);
+        let target = self.bytes.get_mut(at..).and_then(|rest| rest.first_chunk_mut::<N>());
+        *target.expect("the longest header has 28 bytes") = field;
+        self.len = self.len.saturating_add(const { field_len(N) });
+    }
+}
+
+/// The length of a field of a header, which is one of a few integers.
+const fn field_len(bytes: usize) -> u8 {
+    match bytes {
+        2 => 2,
+        4 => 4,
+        8 => 8,
+        _ => panic!("fields of headers are integers"),
     }
 }
 

@@ -159,6 +159,23 @@ fn reply_headers_have_the_bytes_of_the_protocol() {
 }
 
 proptest! {
+    /// Most requests are judged without looking at everything: what comes out is the same.
+    #[test]
+    fn the_short_way_gives_the_verdict_of_the_long_one(
+        kind in 0u16..4,
+        flags in prop_oneof![3 => Just(0), 1 => any::<u16>()],
+        offset in prop_oneof![any::<u64>(), u64::MAX - 8192..=u64::MAX],
+        len in prop_oneof![0u32..8192, MAX - 1..=MAX + 1, DRAIN_BYTES_MAX - 1..=DRAIN_BYTES_MAX + 1],
+        max in prop_oneof![Just(MAX), Just(u32::MAX)],
+    ) {
+        let raw = raw(kind, flags, offset, len);
+        for features in [BOTH, PLAIN] {
+            prop_assert_eq!(judge(&raw, features, max), judge_all(&raw, features, max));
+        }
+    }
+}
+
+proptest! {
     /// Whatever a client sends: an accepted request is bounded, does not wrap, and a refused one
     /// announces no more than is drained.
     #[test]

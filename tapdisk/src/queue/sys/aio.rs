@@ -126,7 +126,7 @@ impl Aio {
         true
     }
 
-    #[inline]
+    #[inline(always)]
     pub(in crate::queue) fn stage(&mut self, request: &Request<'_>) {
         let block = &mut self.blocks[request.key.index() as usize];
         let pieces = request.pieces;

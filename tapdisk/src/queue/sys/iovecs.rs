@@ -97,6 +97,17 @@ impl Iovecs {
         memory: &Memory,
         segments: &[Segment],
     ) -> u64 {
+        match segments {
+            [one] => {
+                self.pieces[index as usize * SEGMENTS_MAX] = Piece(memory.iovec(*one));
+                u64::from(one.len)
+            }
+            many => self.fill_many(index, memory, many),
+        }
+    }
+
+    #[inline(never)]
+    fn fill_many(&mut self, index: u32, memory: &Memory, segments: &[Segment]) -> u64 {
         let start = index as usize * SEGMENTS_MAX;
         let row = &mut self.pieces[start..start + SEGMENTS_MAX];
         let mut bytes = 0;

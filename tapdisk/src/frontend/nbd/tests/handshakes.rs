@@ -134,17 +134,17 @@ fn options_sent_ahead_are_answered_in_order() {
 }
 
 #[test]
-fn a_disk_without_memory_for_a_connection_keeps_it_waiting() {
-    let config = NbdConfig { staging_bytes: 64 << 10, ..NbdConfig::default() };
-    let mut rig = Rig::with(config, 128 << 10);
-    let mut first = rig.connect();
+fn connections_leave_the_largest_request_its_memory() {
+    let mut rig = Rig::with(NbdConfig::default(), 1 << 20);
+    let mut peers: Vec<Peer> = (0..16).map(|_| rig.client(PLAIN)).collect();
+    // Who stays is all over the table.
+    for index in 0..8 {
+        drop(peers.remove(index));
+    }
     rig.settle();
-    let mut second = rig.connect();
+    let last = peers.last_mut().unwrap();
+    last.send(&request(READ, 0, 7, 0, 1 << 20));
     rig.settle();
-    assert_eq!(first.take(18).len(), 18);
-    assert!(second.is_silent());
-    drop(first);
-    rig.settle();
-    assert_eq!(second.take(18).len(), 18);
+    assert_eq!(last.take(16), simple(7, 0));
     rig.close();
 }

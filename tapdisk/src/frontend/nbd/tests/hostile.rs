@@ -90,8 +90,7 @@ fn one_client_holds_no_more_than_its_share() {
 
 #[test]
 fn a_request_that_never_fits_is_refused_instead_of_waited_for() {
-    let config = NbdConfig { staging_bytes: 64 << 10, ..NbdConfig::default() };
-    let mut rig = Rig::with(config, 1 << 20);
+    let mut rig = Rig::with(NbdConfig::default(), 512 << 10);
     let mut peer = rig.client(PLAIN);
     peer.send(&request(READ, 0, 1, 0, 1 << 20));
     let mut bytes = request(WRITE, 0, 2, 0, 1 << 20);
@@ -107,11 +106,13 @@ fn a_request_that_never_fits_is_refused_instead_of_waited_for() {
     rig.close();
 }
 
-/// An arena of 1 MiB, where a request of 512 KiB fits once.
+/// An arena of 1 MiB of which a little is taken, so that a request of 512 KiB fits once.
 fn narrow() -> Rig {
-    let config =
-        NbdConfig { staging_bytes: 64 << 10, send_buffer_bytes: 4096, ..NbdConfig::default() };
-    Rig::with(config, 1 << 20)
+    let config = NbdConfig { send_buffer_bytes: 4096, ..NbdConfig::default() };
+    let mut rig = Rig::with(config, 1 << 20);
+    rig.intake.memory.allocate(64 << 10).unwrap();
+    rig.free_at_start = rig.intake.memory.free_bytes();
+    rig
 }
 
 #[test]

@@ -29,7 +29,7 @@ fn room_is_shared_out_in_turn() {
     rig.settle();
     let mut served = Vec::new();
     for _ in 0..15 {
-        served.push(rig.intake.running[0].token.0 >> 16);
+        served.push(rig.intake.running[0].token.peer);
         rig.finish(0);
         rig.settle();
     }
@@ -123,7 +123,7 @@ fn a_client_that_does_not_read_is_bounded_and_loses_nothing() {
     slow.send(&requests);
     rig.settle();
     assert!(rig.intake.started.len() < 50);
-    assert!(rig.held() < 8 * 65536 + 2 * rig.door.shared.config.connection_bytes() + 1);
+    assert!(rig.held() < 8 * 65536 + 1);
     other.send(&request(READ, 0, 1, 0, 512));
     rig.settle();
     assert_eq!(other.take(16), simple(1, 0));
@@ -289,6 +289,43 @@ fn clients_that_ended_unseen_make_room_for_the_next() {
         assert!(peer.read(), "the door is not full: the others have ended");
         peer.send(&request(READ, 0, 1, 0, 512)[..20]);
     }
+    rig.close();
+}
+
+#[test]
+fn a_burst_of_clients_that_are_gone_does_not_turn_a_good_one_away() {
+    let config = NbdConfig { clients_max: 3, ..NbdConfig::default() };
+    let (mut rig, connect) = listening(config);
+    let mut stays = [connect(), connect()];
+    rig.settle();
+    // All in one turn: there is one place, and the good one is the last to come.
+    for _ in 0..5 {
+        drop(connect());
+        connect().send(&[0, 0, 0, 3]);
+    }
+    let mut good = connect();
+    rig.settle();
+    assert_eq!(good.take(18).len(), 18);
+    assert!(stays.iter_mut().all(Peer::read), "who is connected stays");
+    assert_eq!(rig.door.connected(), 3);
+    rig.close();
+}
+
+#[test]
+fn peers_are_let_go_while_their_requests_run() {
+    let (mut rig, connect) = listening(NbdConfig::default());
+    rig.serves = false;
+    let mut peer = rig.client(ALLOCATION);
+    peer.send(&request(READ, 0, 1, 0, 4096));
+    peer.send(&request(BLOCK_STATUS, 0, 2, 0, 4096));
+    peer.send(&request(WRITE, 0, 3, 0, 4096));
+    rig.settle();
+    let mut late = connect();
+    rig.door.hang_up(&mut rig.intake.memory);
+    assert!(peer.is_closed());
+    assert!(late.stream.write_all(&[0; 4]).is_err() || late.is_closed());
+    rig.settle();
+    assert_eq!(rig.door.connected(), 1, "the memory of what runs is kept");
     rig.close();
 }
 

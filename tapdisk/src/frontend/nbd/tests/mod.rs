@@ -3,6 +3,7 @@
 //! [`Rig::settle`] is the disk's loop: it sleeps exactly when the real one would, so a wake-up that
 //! the door forgets shows as a reply that never comes.
 
+mod ahead;
 mod commands;
 mod handshakes;
 mod hostile;
@@ -46,7 +47,9 @@ impl Rig {
     pub(super) fn around(mut door: NbdDoor, memory_bytes: usize) -> Self {
         let poll = Poll::new().unwrap();
         door.register(poll.registry(), BASE).unwrap();
-        let intake = MockIntake::new(DISK_BYTES, memory_bytes);
+        let mut intake = MockIntake::new(DISK_BYTES, memory_bytes);
+        let connections_bytes = door.shared.config.connections_bytes();
+        intake.memory.reserve_connections(connections_bytes).unwrap();
         let free_at_start = intake.memory.free_bytes();
         let events = Events::with_capacity(64);
         Self { door, intake, poll, events, more: false, serves: true, free_at_start }

@@ -200,9 +200,14 @@ proptest! {
 
 /// Ends one request, and does to the oracle what its client asked for.
 fn finish(rig: &mut Rig, index: usize, oracle: &mut [u8], expected: &mut [Vec<Expected>]) {
-    let token = rig.intake.running[index].token.0;
-    let (client, slot) = (token as usize >> 16, u16::try_from(token & 0xffff).unwrap());
-    let cookie = rig.door.clients[client].slots.get(slot).cookie;
+    let crate::request::Request { token, op, .. } = rig.intake.running[index];
+    let client = usize::from(token.peer);
+    let cookie = match op {
+        crate::request::Op::BlockStatus => {
+            rig.door.clients[client].lookups.get(token.number).cookie
+        }
+        _ => token.number,
+    };
     let item = expected[client].iter_mut().find(|item| item.cookie == cookie);
     let item = item.expect("what runs was asked for and is not answered");
     match &item.action {
