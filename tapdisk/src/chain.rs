@@ -2,8 +2,12 @@
 //!
 //! The one loop over runs and images: it turns a request into I/O for the queue.
 
+use std::path::PathBuf;
+
+use nix::errno::Errno;
+
 use crate::error::DiskError;
-use crate::image::{Image, ImageInfo, Mapping};
+use crate::image::{self, Image, ImageInfo, ImageType, Mapping, Metadata};
 use crate::layer::{Layer, Verdict};
 use crate::memory::Memory;
 use crate::queue::{Io, IoOp, Queue, Tag};
@@ -27,10 +31,41 @@ pub struct Path<'a> {
 pub struct Progress {
     /// How many bytes of the request are mapped, counted from its start.
     pub cursor: u64,
-    /// How many I/Os of it the queue has.
+    /// How many I/Os of it the queue has, and changes of metadata that it waits for.
     pub parts: u32,
     /// For block status: the answer.
     pub extent: Option<Extent>,
+    /// Why it is not mapped further, if not for want of room in the queue.
+    pub stop: Option<Stop>,
+    /// What it has to do with a flush.
+    pub flush: FlushPart,
+}
+
+impl Progress {
+    /// Nothing is mapped.
+    pub const NONE: Self =
+        Self { cursor: 0, parts: 0, extent: None, stop: None, flush: FlushPart::None };
+}
+
+/// What keeps a request from being mapped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stop {
+    /// The image has to do something first: ask again when it says so.
+    Wait,
+    /// It cannot be done.
+    Fail(Errno),
+}
+
+/// A request's flush.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum FlushPart {
+    /// There is none.
+    #[default]
+    None,
+    /// One follows when all else is done: durability was asked for, and there is metadata, too.
+    Follows,
+    /// The queue has it.
+    UnderWay,
 }
 
 /// Layers and images of one open disk.
@@ -38,6 +73,8 @@ pub struct Chain {
     layers: Vec<Box<dyn Layer>>,
     /// Leaf first, each with its size in bytes.
     images: Vec<(Box<dyn Image>, u64)>,
+    /// The leaf has metadata.
+    has_metadata: bool,
 }
 
 impl std::fmt::Debug for Chain {
@@ -56,7 +93,9 @@ impl Chain {
             let size = image.info().size;
             (image, size)
         };
-        Self { layers, images: images.into_iter().map(sized).collect() }
+        let mut images: Vec<_> = images.into_iter().map(sized).collect();
+        let has_metadata = images[0].0.metadata().is_some();
+        Self { layers, images, has_metadata }
     }
 
     /// The leaf's facts: the disk's.
@@ -139,41 +178,53 @@ impl Chain {
     #[inline(always)]
     pub fn advance(
         &mut self,
+        slot: usize,
         tag: Tag,
         request: &Request,
         progress: &mut Progress,
         path: &mut Path<'_>,
     ) {
         if request.op == Op::Flush {
-            return self.flush(tag, progress, path);
+            return self.flush(slot, tag, progress, path);
         }
-        self.step(tag, request, progress, path);
+        self.step(slot, tag, request, progress, path);
         // Most requests are one run.
         if progress.cursor < request.len {
-            self.step_on(tag, request, progress, path);
+            self.step_on(slot, tag, request, progress, path);
         }
     }
 
     #[inline(never)]
     fn step_on(
         &mut self,
+        slot: usize,
         tag: Tag,
         request: &Request,
         progress: &mut Progress,
         path: &mut Path<'_>,
     ) {
-        while progress.cursor < request.len && path.queue.has_room() {
-            self.step(tag, request, progress, path);
+        let is_through =
+            |progress: &Progress| progress.cursor >= request.len || progress.stop.is_some();
+        while !is_through(progress) && path.queue.has_room() {
+            self.step(slot, tag, request, progress, path);
         }
     }
 
     /// Maps one run, and pushes its I/O if it has one.
     #[inline(always)]
-    fn step(&mut self, tag: Tag, request: &Request, progress: &mut Progress, path: &mut Path<'_>) {
+    fn step(
+        &mut self,
+        slot: usize,
+        tag: Tag,
+        request: &Request,
+        progress: &mut Progress,
+        path: &mut Path<'_>,
+    ) {
         let from = progress.cursor;
-        let (index, mapping) = self.map(request, from);
+        let (mut index, mapping) = self.map(slot, request, from);
         let len = match mapping {
-            Mapping::Data { file, offset, len } => {
+            Mapping::Data { file, offset, len, layer } if !(request.fua && self.has_metadata) => {
+                index += layer;
                 let segments = request.segments.as_slice();
                 let io = Io { tag, op: io_op(request), file, offset, len, segments };
                 if len == request.len {
@@ -189,24 +240,119 @@ impl Chain {
                     zero(request, from, len, path.memory);
                 } else if request.op == Op::BlockStatus {
                     progress.extent = Some(Extent { len, kind: ExtentKind::Hole });
+                } else if request.fua && self.must_flush() {
+                    // That nothing is there may not be durable.
+                    progress.flush = FlushPart::Follows;
                 }
                 len
             }
+            _ => match self.step_with_metadata(slot, tag, request, mapping, progress, path) {
+                Some(len) => len,
+                None => return,
+            },
         };
         path.counters.image_hit(index, request.op, len);
         // One extent answers a block status: the first run's.
         progress.cursor += if request.op == Op::BlockStatus { request.len } else { len };
     }
 
+    /// What only an image with metadata answers, or only there is to be done: how many bytes are
+    /// mapped, or `None` when it stops here.
+    #[cold]
+    #[inline(never)]
+    fn step_with_metadata(
+        &mut self,
+        slot: usize,
+        tag: Tag,
+        request: &Request,
+        mut mapping: Mapping,
+        progress: &mut Progress,
+        path: &mut Path<'_>,
+    ) -> Option<u64> {
+        let from = progress.cursor;
+        if let Mapping::Fresh { len } = mapping {
+            let part = part_of(request, from, len);
+            if part.as_slice().iter().all(|segment| path.memory.is_zero(*segment)) {
+                if request.fua && self.must_flush() {
+                    progress.flush = FlushPart::Follows;
+                }
+                return Some(len);
+            }
+            let (offset, len) = (request.offset + from, request.len - from);
+            mapping = self.metadata().store(slot, offset, len);
+        }
+        let (tag, (file, offset, len), is_durable) = match mapping {
+            Mapping::Data { file, offset, len, .. } => {
+                (tag, (file, offset, len), !self.must_flush())
+            }
+            Mapping::First { file, offset, len, change } => {
+                progress.parts += 1;
+                (image::first_tag(slot, change), (file, offset, len), false)
+            }
+            Mapping::Change { len } => {
+                progress.parts += 1;
+                if request.fua {
+                    progress.flush = FlushPart::Follows;
+                }
+                return Some(len);
+            }
+            Mapping::Wait => {
+                progress.stop = Some(Stop::Wait);
+                return None;
+            }
+            Mapping::Fail(errno) => {
+                progress.stop = Some(Stop::Fail(errno));
+                return None;
+            }
+            other => unreachable!("no answer to a write that has to be stored: {other:?}"),
+        };
+        let mut op = io_op(request);
+        if request.fua && !is_durable {
+            op = without_durability(op);
+            progress.flush = FlushPart::Follows;
+        }
+        progress.parts += 1;
+        push_part(request, from, Io { tag, op, file, offset, len, segments: &[] }, path);
+        Some(len)
+    }
+
+    /// The leaf's metadata.
+    ///
+    /// # Panics
+    /// When it has none.
+    pub fn metadata(&mut self) -> &mut dyn Metadata {
+        self.images[0].0.metadata().expect("an image with metadata")
+    }
+
+    /// Whether the leaf has metadata.
+    #[must_use]
+    #[inline]
+    pub fn has_metadata(&self) -> bool {
+        self.has_metadata
+    }
+
+    /// The files of its images, leaf first, with their types; none for an image that is its only
+    /// file.
+    #[must_use]
+    pub fn members(&self) -> Vec<(PathBuf, &'static ImageType)> {
+        self.images.iter().flat_map(|(image, _)| image.members()).collect()
+    }
+
+    /// Whether a durable write is not enough for FUA.
+    #[cold]
+    fn must_flush(&mut self) -> bool {
+        self.has_metadata && self.metadata().needs_flush()
+    }
+
     /// The first image, from the leaf, that knows where the rest of the request starts, and where.
     #[inline(always)]
-    fn map(&mut self, request: &Request, cursor: u64) -> (usize, Mapping) {
+    fn map(&mut self, slot: usize, request: &Request, cursor: u64) -> (usize, Mapping) {
         let (offset, len) = (request.offset + cursor, request.len - cursor);
         // The leaf by itself: nearly always it is the one.
         match self.images.first_mut().filter(|(_, size)| *size >= offset + len) {
-            None => self.map_from(0, request.op, offset, len),
-            Some((image, _)) => match image.map(request.op, offset, len) {
-                Mapping::Below { len } => self.map_from(1, request.op, offset, len),
+            None => self.map_from(0, slot, request.op, (offset, len)),
+            Some((image, _)) => match image.map(slot, request.op, offset, len) {
+                Mapping::Below { len } => self.map_from(1, slot, request.op, (offset, len)),
                 mapping => (0, mapping),
             },
         }
@@ -214,13 +360,19 @@ impl Chain {
 
     /// The same from the image `first` on; each may be shorter than those above it.
     #[inline(never)]
-    fn map_from(&mut self, first: usize, op: Op, offset: u64, mut len: u64) -> (usize, Mapping) {
+    fn map_from(
+        &mut self,
+        first: usize,
+        slot: usize,
+        op: Op,
+        (offset, mut len): (u64, u64),
+    ) -> (usize, Mapping) {
         for (index, (image, size)) in self.images.iter_mut().enumerate().skip(first) {
             let inside = size.saturating_sub(offset);
             if inside == 0 {
                 continue;
             }
-            match image.map(op, offset, len.min(inside)) {
+            match image.map(slot, op, offset, len.min(inside)) {
                 Mapping::Below { len: run } => len = run,
                 mapping => return (index, mapping),
             }
@@ -228,12 +380,16 @@ impl Chain {
         (self.images.len() - 1, Mapping::Nowhere { len })
     }
 
+    /// Pushes a flush of the leaf, for the request of this slot.
     #[inline(never)]
-    fn flush(&mut self, tag: Tag, progress: &mut Progress, path: &mut Path<'_>) {
-        if let Some(file) = self.leaf().file() {
-            let io = Io { tag, op: IoOp::Flush, file, offset: 0, len: 0, segments: &[] };
-            path.queue.push(path.memory, &io);
-            progress.parts += 1;
+    pub fn flush(&mut self, slot: usize, tag: Tag, progress: &mut Progress, path: &mut Path<'_>) {
+        let Some(file) = self.leaf().file() else { return };
+        let io = Io { tag, op: IoOp::Flush, file, offset: 0, len: 0, segments: &[] };
+        path.queue.push(path.memory, &io);
+        progress.parts += 1;
+        if self.has_metadata {
+            progress.flush = FlushPart::UnderWay;
+            self.metadata().flush_began(slot);
         }
     }
 
@@ -258,6 +414,7 @@ impl Chain {
         for (image, _) in &self.images {
             let ImageInfo { size, sector_size } = image.info();
             writeln!(out, "  image {size} bytes, sectors of {sector_size}")?;
+            image.describe(out)?;
         }
         Ok(())
     }
@@ -268,6 +425,17 @@ impl Chain {
 fn push_part(request: &Request, from: u64, io: Io<'_>, path: &mut Path<'_>) {
     let part = part_of(request, from, io.len);
     path.queue.push(path.memory, &Io { segments: part.as_slice(), ..io });
+}
+
+/// The same, not durable when it has ended.
+fn without_durability(op: IoOp) -> IoOp {
+    let durable = false;
+    match op {
+        IoOp::Write { .. } => IoOp::Write { durable },
+        IoOp::Trim { .. } => IoOp::Trim { durable },
+        IoOp::WriteZeroes { may_punch, .. } => IoOp::WriteZeroes { may_punch, durable },
+        IoOp::Read | IoOp::Flush | IoOp::Status => op,
+    }
 }
 
 #[inline]

@@ -7,8 +7,10 @@
 #![forbid(unsafe_code)]
 
 mod host;
+pub mod load;
 pub mod nbd;
 pub mod storage;
+pub mod vhd;
 
 use std::time::{Duration, Instant};
 

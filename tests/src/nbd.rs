@@ -18,6 +18,8 @@ pub mod command {
     pub const FLUSH: u16 = 3;
     /// Trim.
     pub const TRIM: u16 = 4;
+    /// Make it zeros.
+    pub const WRITE_ZEROES: u16 = 6;
 }
 
 /// The command flag: durable before it is answered.
@@ -64,6 +66,12 @@ impl NbdClient {
             flags: u16::from_be_bytes(flags.try_into().expect("2 of 10")),
             cookie: 0,
         })
+    }
+
+    /// The cookie that the next request will have.
+    #[must_use]
+    pub fn next_cookie(&self) -> u64 {
+        self.cookie + 1
     }
 
     /// Sends a request, and does not wait. Returns its cookie.

@@ -1,143 +1,18 @@
 //! A disk that is paused and resumed under load loses nothing; a flush is as good as its word.
-//!
-//! The load: several NBD clients, each with up to 32 writes, reads and flushes in flight, in
-//! sectors of its own.
-//! Every write of a sector carries the next version of it, and a client has at most one write of a
-//! sector in flight: so each read has exactly one right answer, and so has the image at the end.
 
 #![allow(clippy::unwrap_used)]
 
-use std::collections::HashMap;
-use std::io::Read;
 use std::path::Path;
 use std::process::{Child, Stdio};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use tapdisk_control::message::Params;
+use tapdisk_tests::load::{CLIENTS, DEPTH, loads, run_all};
 use tapdisk_tests::nbd::{NbdClient, command};
-use tapdisk_tests::{Daemon, Host, Random, has_program, wait_until};
+use tapdisk_tests::{Daemon, Host, has_program, wait_until};
 
-const SECTOR: usize = 512;
-const DEPTH: usize = 32;
-const CLIENTS: u64 = 4;
 const SECTORS_PER_CLIENT: u64 = 2048;
 const PAUSES: u32 = 100;
-
-/// What a sector holds: its number and version, all over it. Version 0 is never written.
-fn content(sector: u64, version: u64) -> Vec<u8> {
-    if version == 0 {
-        return vec![0; SECTOR];
-    }
-    [sector.to_le_bytes(), version.to_le_bytes()].concat().repeat(SECTOR / 16)
-}
-
-/// What a request in flight is about: some sectors, written or read.
-struct InFlight {
-    first: u64,
-    count: u64,
-    is_write: bool,
-}
-
-/// A client, what it has been promised, and what it waits for.
-struct Load {
-    client: NbdClient,
-    random: Random,
-    first: u64,
-    /// The version of each sector, counting the write in flight.
-    versions: Vec<u64>,
-    busy: Vec<bool>,
-    in_flight: HashMap<u64, InFlight>,
-}
-
-impl Load {
-    fn new(socket: &Path, number: u64) -> Self {
-        let sectors = usize::try_from(SECTORS_PER_CLIENT).unwrap();
-        Self {
-            client: NbdClient::connect(socket).unwrap(),
-            random: Random::new(100 + number),
-            first: number * SECTORS_PER_CLIENT,
-            versions: vec![0; sectors],
-            busy: vec![false; sectors],
-            in_flight: HashMap::new(),
-        }
-    }
-
-    /// Sends one request, to sectors for which none is under way.
-    fn send(&mut self) {
-        if self.random.below(50) == 0 {
-            let cookie = self.client.send(command::FLUSH, 0, 0, &[]).unwrap();
-            let nothing = InFlight { first: self.first, count: 0, is_write: true };
-            self.in_flight.insert(cookie, nothing);
-            return;
-        }
-        let count = 1 + self.random.below(16);
-        let start = self.random.below(SECTORS_PER_CLIENT - count + 1);
-        let range = usize::try_from(start).unwrap()..usize::try_from(start + count).unwrap();
-        if self.busy[range.clone()].contains(&true) {
-            return;
-        }
-        self.busy[range.clone()].fill(true);
-        let is_write = self.random.below(3) > 0;
-        let first = self.first + start;
-        let len = u32::try_from(count).unwrap() * 512;
-        let cookie = if is_write {
-            self.versions[range.clone()].iter_mut().for_each(|version| *version += 1);
-            let sectors = (first..).zip(&self.versions[range]);
-            let data: Vec<u8> =
-                sectors.flat_map(|(sector, version)| content(sector, *version)).collect();
-            self.client.send(command::WRITE, first * 512, len, &data).unwrap()
-        } else {
-            self.client.send(command::READ, first * 512, len, &[]).unwrap()
-        };
-        self.in_flight.insert(cookie, InFlight { first, count, is_write });
-    }
-
-    /// Receives one reply and checks it.
-    fn receive(&mut self) {
-        let (error, cookie) = self.client.reply().unwrap();
-        assert_eq!(error, 0, "request {cookie}");
-        let request = self.in_flight.remove(&cookie).expect("one request, one reply");
-        let start = usize::try_from(request.first - self.first).unwrap();
-        let range = start..start + usize::try_from(request.count).unwrap();
-        if !request.is_write {
-            let mut found = vec![0; range.len() * SECTOR];
-            self.client.stream.read_exact(&mut found).unwrap();
-            assert_sectors(&found, request.first, &self.versions[range.clone()]);
-        }
-        self.busy[range].fill(false);
-    }
-
-    /// Runs until it is told to stop, then waits for what is in flight.
-    fn run(mut self, stop: &AtomicBool, done: &AtomicU64) -> (u64, Vec<u64>) {
-        while !stop.load(Ordering::Relaxed) {
-            for _ in 0..4 * DEPTH {
-                if self.in_flight.len() < DEPTH {
-                    self.send();
-                }
-            }
-            self.receive();
-            done.fetch_add(1, Ordering::Relaxed);
-        }
-        while !self.in_flight.is_empty() {
-            self.receive();
-        }
-        (self.first, self.versions)
-    }
-}
-
-fn assert_sectors(found: &[u8], first: u64, versions: &[u64]) {
-    for ((sector, version), found) in (first..).zip(versions).zip(found.chunks(SECTOR)) {
-        let head: Vec<u64> = found[..16]
-            .chunks(8)
-            .map(|word| u64::from_le_bytes(word.try_into().unwrap()))
-            .collect();
-        assert_eq!(
-            found,
-            content(sector, *version),
-            "sector {sector}, version {version}: {head:?}"
-        );
-    }
-}
 
 /// Serves an image to clients under load while `meanwhile` runs; compares the image at the end.
 fn under_load(engine: &str, meanwhile: impl FnOnce(&Daemon, u16, &AtomicU64)) {
@@ -145,24 +20,13 @@ fn under_load(engine: &str, meanwhile: impl FnOnce(&Daemon, u16, &AtomicU64)) {
     let image = host.image("disk", CLIENTS * SECTORS_PER_CLIENT * 512);
     let daemon = host.daemon(&["--queue", engine]);
     let (minor, socket) = host.serve(&daemon, &format!("aio:{}", image.display()));
-    let (stop, done) = (AtomicBool::new(false), AtomicU64::new(0));
-    let results: Vec<(u64, Vec<u64>)> = std::thread::scope(|scope| {
-        let loads: Vec<_> = (0..CLIENTS)
-            .map(|number| {
-                let load = Load::new(&socket, number);
-                let (stop, done) = (&stop, &done);
-                scope.spawn(move || load.run(stop, done))
-            })
-            .collect();
-        meanwhile(&daemon, minor, &done);
-        stop.store(true, Ordering::Relaxed);
-        loads.into_iter().map(|load| load.join().unwrap()).collect()
-    });
-    eprintln!("{engine}: {} requests", done.load(Ordering::Relaxed));
+    let mut loads = loads(SECTORS_PER_CLIENT, false);
+    let (answered, end) = run_all(&mut loads, &socket, |done| meanwhile(&daemon, minor, done));
+    end.unwrap();
+    eprintln!("{engine}: {answered} requests");
     daemon.client.close(minor, false, None).unwrap();
-    for (first, versions) in results {
-        let found = Host::read(&image, first * 512, versions.len() * SECTOR);
-        assert_sectors(&found, first, &versions);
+    for load in &mut loads {
+        load.verify(|offset, len| Host::read(&image, offset, len));
     }
 }
 

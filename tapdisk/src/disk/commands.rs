@@ -144,13 +144,9 @@ impl DiskThread {
         match checked {
             Ok(layers) => {
                 let chain = chain.with_layers(layers);
+                let labels = labels(&chain, request);
                 self.disk.vbd.insert_chain(chain, flags.read_only, request.retry_timeout);
-                let label = ImageLabel {
-                    path: request.spec.path.clone(),
-                    kind: request.spec.kind(),
-                    buffered: flags.buffered,
-                };
-                self.wiring.shared.set_images(vec![label], Some(info));
+                self.wiring.shared.set_images(labels, Some(info));
                 Ok(())
             }
             Err(error) => {
@@ -491,4 +487,15 @@ fn leaving() -> DiskError {
 /// For a command that another one is in the way of.
 fn changing() -> DiskError {
     DiskError::new(Errno::EBUSY, "Another command changes the disk's state")
+}
+
+/// What `stats` calls the images of a chain.
+fn labels(chain: &Chain, request: &OpenRequest) -> Vec<ImageLabel> {
+    let buffered = request.flags.buffered;
+    let label = |(path, kind)| ImageLabel { path, kind, buffered };
+    let members = chain.members();
+    if members.is_empty() {
+        return vec![label((request.spec.path.clone(), request.spec.kind()))];
+    }
+    members.into_iter().map(label).collect()
 }

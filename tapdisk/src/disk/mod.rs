@@ -1,7 +1,8 @@
 //! A disk: its vbd, its doors, and the turn of the loop that moves requests between them.
 //!
 //! ```text
-//!   one turn:  reap -> maintain -> pull -> submit once -> reap -> answer -> flush once
+//!   one turn:  reap -> maintain -> pull -> work -> submit once -> reap -> work -> answer
+//!              -> flush once
 //! ```
 //!
 //! The turn knows no thread and no clock: [`thread`] runs it in production, tests and benches run
@@ -101,9 +102,11 @@ impl Disk {
         let mut more = self.pull();
         let pulled = self.vbd.outstanding() - before;
         let lone = self.pace.pulled(pulled, before);
+        self.vbd.work();
         self.vbd.queue().submit(lone);
         self.vbd.set_now(clock());
         self.vbd.reap();
+        self.vbd.work();
         let answered = self.answer();
         more |= self.vbd.queue().is_ready();
         let has_room = self.vbd.intake(RING).has_room();

@@ -8,6 +8,7 @@ mod claim;
 mod null;
 mod ram;
 mod raw;
+mod vhd;
 
 use std::path::{Path, PathBuf};
 
@@ -15,8 +16,10 @@ use nix::errno::Errno;
 use vhd_files::lock::Policy;
 
 use crate::error::DiskError;
-use crate::queue::{FileId, Queue};
+use crate::memory::Memory;
+use crate::queue::{FileId, Queue, Tag};
 use crate::request::Op;
+use crate::status::Status;
 
 /// Facts about an image that its doors and its neighbours need.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,7 +43,36 @@ pub enum Mapping {
         offset: u64,
         /// Bytes.
         len: u64,
+        /// Which file of the image it is, for statistics: 0 but in a chain.
+        layer: usize,
     },
+    /// There for the first time: its end is the image's business first ([`Metadata::wrote`]), and
+    /// the request waits for what the image makes of it.
+    First {
+        /// Which.
+        file: FileId,
+        /// Byte offset in it.
+        offset: u64,
+        /// Bytes.
+        len: u64,
+        /// The image's name for it.
+        change: u16,
+    },
+    /// No I/O of the request's own, but the request waits for what the image makes of it.
+    Change {
+        /// Bytes.
+        len: u64,
+    },
+    /// Nothing is stored, and it reads as zeros: a write of zeros is done, another one asks for a
+    /// place with [`Metadata::store`].
+    Fresh {
+        /// Bytes.
+        len: u64,
+    },
+    /// The image has to read or write metadata first: ask again when it says so.
+    Wait,
+    /// It cannot be done.
+    Fail(Errno),
     /// Nowhere: it reads as zeros, and a write is forgotten.
     Nowhere {
         /// Bytes.
@@ -59,10 +91,29 @@ pub trait Image: Send {
     fn info(&self) -> ImageInfo;
 
     /// Where the run is that starts at byte `offset` and has `len` bytes, all inside the image.
-    fn map(&mut self, op: Op, offset: u64, len: u64) -> Mapping;
+    /// `slot` names the request, below the number of slots.
+    fn map(&mut self, slot: usize, op: Op, offset: u64, len: u64) -> Mapping;
 
     /// The file that must be made durable for a flush.
     fn file(&self) -> Option<FileId>;
+
+    /// Its metadata, when it has any that changes or has to be read.
+    fn metadata(&mut self) -> Option<&mut dyn Metadata> {
+        None
+    }
+
+    /// The files of a chain, leaf first, with their types; empty for a single image.
+    fn members(&self) -> Vec<(PathBuf, &'static ImageType)> {
+        Vec::new()
+    }
+
+    /// A person's view of what it has under way.
+    ///
+    /// # Errors
+    /// Those of `out`.
+    fn describe(&self, _out: &mut dyn std::fmt::Write) -> std::fmt::Result {
+        Ok(())
+    }
 
     /// What a person should know of how it was opened, although it was.
     fn warning(&self) -> Option<&str> {
@@ -74,6 +125,95 @@ pub trait Image: Send {
     /// # Errors
     /// When what was written could not be made durable.
     fn close(self: Box<Self>, queue: &mut Queue) -> Result<(), DiskError>;
+}
+
+/// Requests of the disk, by their numbers, which only grow.
+#[derive(Clone, Copy, Debug)]
+pub struct Requests {
+    /// The newest.
+    pub newest: u64,
+    /// The oldest that waits for I/O; one more than the newest when there is none.
+    pub oldest: u64,
+}
+
+/// The side of an image that does I/O of its own, on metadata.
+pub trait Metadata {
+    /// Where the run goes that [`Mapping::Fresh`] was the answer for: its data is not zeros.
+    fn store(&mut self, slot: usize, offset: u64, len: u64) -> Mapping;
+
+    /// The I/O of a [`Mapping::First`] has ended.
+    fn wrote(&mut self, change: u16, status: Status);
+
+    /// Whether [`Metadata::work`] wants to know of requests.
+    fn wants_requests(&self) -> bool;
+
+    /// Begins what can begin: pushes I/O with [`own_tag`].
+    fn work(&mut self, queue: &mut Queue, memory: &mut Memory, requests: Option<Requests>);
+
+    /// An I/O of its own has ended.
+    fn ended(&mut self, number: u32, status: Status, memory: &mut Memory);
+
+    /// A [`Mapping::First`] or [`Mapping::Change`] that is through, with its slot.
+    fn take_settled(&mut self) -> Option<(usize, Status)>;
+
+    /// Whether requests that wait should ask again; said once.
+    fn take_woken(&mut self) -> bool;
+
+    /// Whether nothing is under way, of itself or of requests.
+    fn is_idle(&self) -> bool;
+
+    /// Whether a durable write of data alone would leave something behind that it needs.
+    fn needs_flush(&self) -> bool;
+
+    /// A flush of this slot's request was pushed.
+    fn flush_began(&mut self, slot: usize);
+
+    /// It has ended; returns how for the request.
+    fn flush_ended(&mut self, slot: usize, status: Status) -> Status;
+
+    /// Everything that waits ends.
+    fn shut_down(&mut self);
+}
+
+/// Tags from here on are not those of requests' plain I/O.
+pub const TAG_SPECIAL: u64 = 1 << 62;
+const TAG_FIRST: u64 = 1 << 63;
+
+/// The tag of an image's own I/O.
+#[must_use]
+pub fn own_tag(number: u32) -> Tag {
+    Tag(TAG_SPECIAL | u64::from(number))
+}
+
+/// The tag of the I/O of a [`Mapping::First`].
+#[must_use]
+pub fn first_tag(slot: usize, change: u16) -> Tag {
+    Tag(TAG_FIRST | (slot as u64) << 16 | u64::from(change))
+}
+
+/// Whose a special tag is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Special {
+    /// The image's own.
+    Own(u32),
+    /// That of a [`Mapping::First`].
+    First {
+        /// Of the request.
+        slot: usize,
+        /// The image's name for it.
+        change: u16,
+    },
+}
+
+/// Takes a special tag apart.
+#[must_use]
+pub fn special_of(tag: Tag) -> Special {
+    let low = |bits: u64| u32::try_from(bits & 0xffff_ffff).expect("32 bits");
+    if tag.0 & TAG_FIRST == 0 {
+        return Special::Own(low(tag.0));
+    }
+    let change = u16::try_from(tag.0 & 0xffff).expect("16 bits");
+    Special::First { slot: usize::try_from(low(tag.0) >> 16).expect("64 bits"), change }
 }
 
 /// How an image is opened.
@@ -106,7 +246,7 @@ pub const TYPES: &[ImageType] = &[
     ImageType { name: "sync", id: 1, open: None },
     ImageType { name: "vmdk", id: 2, open: None },
     ImageType { name: "vhdsync", id: 3, open: None },
-    ImageType { name: "vhd", id: 4, open: None },
+    ImageType { name: "vhd", id: 4, open: Some(vhd::open) },
     ImageType { name: "ram", id: 5, open: Some(ram::open) },
     ImageType { name: "qcow", id: 6, open: None },
     ImageType { name: "bc", id: 7, open: None },
@@ -121,6 +261,11 @@ pub const TYPES: &[ImageType] = &[
     // Not blktap's: a disk without storage, to measure everything else. Its number is free there.
     ImageType { name: "null", id: 64, open: Some(null::open) },
 ];
+
+/// A type that is in the table.
+fn type_named(name: &str) -> &'static ImageType {
+    TYPES.iter().find(|kind| kind.name == name).expect("one of the table's own names")
+}
 
 /// `type:path` taken apart.
 #[derive(Clone, Debug, PartialEq, Eq)]

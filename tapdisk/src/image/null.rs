@@ -46,7 +46,7 @@ impl Image for Null {
         ImageInfo { size: self.size, sector_size: 512 }
     }
 
-    fn map(&mut self, _: Op, _: u64, len: u64) -> Mapping {
+    fn map(&mut self, _: usize, _: Op, _: u64, len: u64) -> Mapping {
         Mapping::Nowhere { len }
     }
 

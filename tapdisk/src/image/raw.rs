@@ -46,15 +46,34 @@ pub(super) fn open(
     flags: OpenFlags,
     queue: &mut Queue,
 ) -> Result<Box<dyn Image>, DiskError> {
+    let Storage { file, claim, info } = open_storage(path, flags, None)?;
+    let at_close = if flags.read_only { AtClose::Forget } else { AtClose::Sync };
+    Raw::register(Arc::new(file), info, at_close, Some(claim), queue)
+}
+
+/// An open file or device, ready for the queue.
+pub(super) struct Storage {
+    pub(super) file: File,
+    pub(super) claim: Claim,
+    pub(super) info: ImageInfo,
+}
+
+/// Opens it, locks it if it is to be written, and leaves direct I/O where that does not work in
+/// units of `sector_size`, or else in its own.
+pub(super) fn open_storage(
+    path: &Path,
+    flags: OpenFlags,
+    sector_size: Option<u32>,
+) -> Result<Storage, DiskError> {
     let (file, direct) = open_file(path, flags)?;
     let claim = Claim::lay(&file, path, flags)?;
     let info = size_of(&file)?;
-    if direct && !takes_direct_sectors(&file, info) {
+    let unit = ImageInfo { sector_size: sector_size.unwrap_or(info.sector_size), ..info };
+    if direct && !takes_direct_sectors(&file, unit) {
         use_page_cache(&file)
             .map_err(|errno| DiskError::new(errno, "Cannot leave direct I/O for the page cache"))?;
     }
-    let at_close = if flags.read_only { AtClose::Forget } else { AtClose::Sync };
-    Raw::register(Arc::new(file), info, at_close, Some(claim), queue)
+    Ok(Storage { file, claim, info })
 }
 
 /// The file, and whether it is open for direct I/O.
@@ -177,8 +196,8 @@ impl Image for Raw {
         self.info
     }
 
-    fn map(&mut self, _: Op, offset: u64, len: u64) -> Mapping {
-        Mapping::Data { file: self.file, offset, len }
+    fn map(&mut self, _: usize, _: Op, offset: u64, len: u64) -> Mapping {
+        Mapping::Data { file: self.file, offset, len, layer: 0 }
     }
 
     fn file(&self) -> Option<FileId> {

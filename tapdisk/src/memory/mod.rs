@@ -291,6 +291,23 @@ impl Memory {
         unsafe { base.copy_to_nonoverlapping(bytes.as_mut_ptr(), bytes.len()) };
     }
 
+    /// Whether all of it is zeros.
+    #[must_use]
+    pub fn is_zero(&self, segment: Segment) -> bool {
+        let mut bytes = [0; 512];
+        let mut at = 0;
+        while at < segment.len {
+            let count = (segment.len - at).min(512);
+            let piece = &mut bytes[..count as usize];
+            self.copy_out(segment.part(at, count), piece);
+            if piece.iter().any(|byte| *byte != 0) {
+                return false;
+            }
+            at += count;
+        }
+        true
+    }
+
     /// Copies from one segment to another of the same length; they may overlap.
     ///
     /// # Panics

@@ -9,15 +9,18 @@
 //! * A flush begins when no write that came before it is unanswered.
 //! * Only parked requests and flushes behind them survive a pause; they go on in the next chain.
 
+mod check;
+mod metadata;
 mod slots;
 
 use std::time::Duration;
 
 use nix::errno::Errno;
 
-use crate::chain::{Chain, Path, Progress};
+use crate::chain::{Chain, FlushPart, Path, Progress};
 use crate::error::DiskError;
 use crate::frontend::Intake;
+use crate::image::TAG_SPECIAL;
 use crate::layer::Verdict;
 use crate::memory::Memory;
 use crate::queue::{Completion, Queue, Tag};
@@ -25,6 +28,7 @@ use crate::request::{Answer, DiskInfo, Op, Request};
 use crate::statistics::DiskCounters;
 use crate::status::Status;
 use crate::time::Now;
+use check::check;
 use slots::{Place, Slot, SlotIndex, Slots};
 
 /// Requests in flight of one disk: the ring's 32 and those of the NBD clients.
@@ -81,6 +85,8 @@ pub struct Vbd {
     /// Since when there is a request that runs.
     busy_since: Now,
     watchdog_barked: bool,
+    /// The image has nothing under way of its own.
+    is_metadata_idle: bool,
     /// The first since it was asked for.
     failure: Option<Failure>,
 }
@@ -107,6 +113,7 @@ impl Vbd {
             last_end: Now::default(),
             busy_since: Now::default(),
             watchdog_barked: false,
+            is_metadata_idle: true,
             failure: None,
         }
     }
@@ -120,6 +127,7 @@ impl Vbd {
         let image = chain.info();
         self.info = DiskInfo { size: image.size, sector_size: image.sector_size, read_only };
         self.chain = Some(chain);
+        self.is_metadata_idle = true;
         self.counters.reset_images();
         self.retry_timeout = retry_timeout;
         self.begin_flushes();
@@ -188,7 +196,8 @@ impl Vbd {
     /// No request is in the chain or the queue; parked ones and flushes behind them may be there.
     #[must_use]
     pub fn is_drained(&self) -> bool {
-        !self.is_running() && self.slots.count(Place::Finished) == 0 && self.queue.is_idle()
+        let is_still = !self.is_running() && self.slots.count(Place::Finished) == 0;
+        is_still && self.queue.is_idle() && self.is_metadata_idle
     }
 
     /// Requests are in the chain or the queue, or held on their way.
@@ -200,7 +209,8 @@ impl Vbd {
     /// Requests have begun that have no I/O in the queue.
     #[inline]
     fn is_held_up(&self) -> bool {
-        self.slots.count(Place::AwaitingRoom) > 0 || self.slots.count(Place::Held) > 0
+        let count = |place| self.slots.count(place);
+        count(Place::AwaitingRoom) + count(Place::AwaitingImage) + count(Place::Held) > 0
     }
 
     /// Requests that are not answered.
@@ -277,9 +287,10 @@ impl Vbd {
         if !queue.has_room() {
             return slots.move_to(index, Place::AwaitingRoom);
         }
-        chain.advance(tag, request, &mut slot.progress, &mut Path { queue, memory, counters });
+        let path = &mut Path { queue, memory, counters };
+        chain.advance(usize::from(index), tag, request, &mut slot.progress, path);
         if slot.progress.cursor < request.len {
-            slots.move_to(index, Place::AwaitingRoom);
+            self.hold_up(index);
         } else if slot.progress.parts == 0 {
             self.leave_chain(index);
         }
@@ -288,17 +299,27 @@ impl Vbd {
     /// One I/O has ended.
     #[inline(always)]
     fn completed(&mut self, completion: &Completion) {
+        if completion.tag.0 >= TAG_SPECIAL {
+            return self.special_completed(completion);
+        }
         let [index, ..] = completion.tag.0.to_le_bytes();
         let slot = self.slots.get_mut(index);
         assert!(
             completion.tag == tag_of(slot.sequence, index) && slot.progress.parts > 0,
             "a completion belongs to a request that runs"
         );
-        slot.progress.parts -= 1;
-        slot.status = slot.status.and(completion.status);
         if completion.extent.is_some() && slot.progress.extent.is_none() {
             slot.progress.extent = completion.extent;
         }
+        self.part_ended(index, completion.status);
+    }
+
+    /// An I/O of a request, or a change of metadata that it waits for, has ended.
+    #[inline(always)]
+    fn part_ended(&mut self, index: SlotIndex, status: Status) {
+        let slot = self.slots.get_mut(index);
+        slot.progress.parts -= 1;
+        slot.status = slot.status.and(status);
         if slot.progress.parts == 0 && slot.place == Place::Running {
             self.leave_chain(index);
         }
@@ -307,6 +328,10 @@ impl Vbd {
     /// All of a request is through the images.
     #[inline(always)]
     fn leave_chain(&mut self, index: SlotIndex) {
+        let slot = self.slots.get_mut(index);
+        if slot.progress.flush != FlushPart::None && self.flush_first(index) {
+            return;
+        }
         let Self { slots, chain: Some(chain), queue, memory, counters, .. } = self else {
             unreachable!("a request runs in a chain");
         };
@@ -381,6 +406,12 @@ impl Vbd {
     /// Maps more of a request that found the queue full.
     #[inline(never)]
     fn advance_further(&mut self, index: SlotIndex) {
+        let slot = self.slots.get_mut(index);
+        slot.progress.stop = None;
+        if slot.progress.flush == FlushPart::Follows && slot.progress.cursor >= slot.request.len {
+            // It is all mapped and done: its flush found no room.
+            return self.leave_chain(index);
+        }
         self.advance(index);
     }
 
@@ -438,7 +469,9 @@ impl Vbd {
                 self.finished(index, Status::Failed(Errno::ESHUTDOWN));
             }
         }
-        while let Some(index) = self.slots.first(Place::AwaitingRoom) {
+        while let Some(index) =
+            self.slots.first(Place::AwaitingRoom).or_else(|| self.slots.first(Place::AwaitingImage))
+        {
             let slot = self.slots.get_mut(index);
             slot.status = slot.status.and(Status::Failed(Errno::ESHUTDOWN));
             slot.progress.cursor = slot.request.len;
@@ -450,6 +483,9 @@ impl Vbd {
             }
         }
         self.queue.cancel_all();
+        if let Some(chain) = self.chain.as_mut().filter(|chain| chain.has_metadata()) {
+            chain.metadata().shut_down();
+        }
     }
 
     /// A person's view, for the debug dump.
@@ -464,6 +500,7 @@ impl Vbd {
         for (place, name) in [
             (Place::Running, "running"),
             (Place::AwaitingRoom, "awaiting room"),
+            (Place::AwaitingImage, "awaiting image"),
             (Place::AwaitingWrites, "awaiting writes"),
             (Place::Parked, "parked"),
             (Place::Held, "held"),
@@ -489,46 +526,6 @@ fn tag_of(sequence: u64, index: SlotIndex) -> Tag {
 /// Whether an error may pass by itself. ENOSPC does not: space has to be made.
 fn is_passing(errno: Errno) -> bool {
     matches!(errno, Errno::EAGAIN | Errno::EBUSY | Errno::EINTR)
-}
-
-/// The checks that are the same for every door.
-#[inline]
-fn check(request: &Request, info: DiskInfo) -> Result<(), Errno> {
-    let end = request.offset.checked_add(request.len);
-    // A power of two.
-    let inside_sector = u64::from(info.sector_size) - 1;
-    let is_plain = request.len > 0
-        && (request.offset | request.len) & inside_sector == 0
-        && end.is_some_and(|end| end <= info.size)
-        && !info.read_only;
-    if !is_plain {
-        check_further(request, info)?;
-    }
-    assert!(
-        !request.op.has_data() || request.segments.bytes() == request.len,
-        "a door names memory for all of its data"
-    );
-    Ok(())
-}
-
-/// Why one that is not plainly good is refused, if so.
-#[inline(never)]
-fn check_further(request: &Request, info: DiskInfo) -> Result<(), Errno> {
-    if request.op == Op::Flush {
-        return Ok(());
-    }
-    if request.op.is_change() && info.read_only {
-        return Err(Errno::EPERM);
-    }
-    let end = request.offset.checked_add(request.len).ok_or(Errno::EINVAL)?;
-    let inside_sector = u64::from(info.sector_size) - 1;
-    if request.len == 0 || (request.offset | request.len) & inside_sector != 0 {
-        return Err(Errno::EINVAL);
-    }
-    if end > info.size {
-        return Err(if request.op.is_change() { Errno::ENOSPC } else { Errno::EINVAL });
-    }
-    Ok(())
 }
 
 /// A door's view of its disk while it pulls.

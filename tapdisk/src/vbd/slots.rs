@@ -4,7 +4,8 @@
 //!   free -> running -> finished -> free
 //!             |  ^
 //!             v  |   awaiting room     the queue is full
-//!           waiting  awaiting writes   a flush behind writes that are not answered yet
+//!           waiting  awaiting image    it reads or writes metadata first
+//!                    awaiting writes   a flush behind writes that are not answered yet
 //!                    parked            to be tried again at a time
 //!                    held              a layer keeps it for ever
 //! ```
@@ -33,13 +34,14 @@ pub(super) enum Place {
     /// Has I/O in the queue.
     Running,
     AwaitingRoom,
+    AwaitingImage,
     AwaitingWrites,
     Parked,
     Held,
     Finished,
 }
 
-const PLACES: usize = 7;
+const PLACES: usize = 8;
 
 /// A request in flight, and where it is.
 #[derive(Clone, Copy, Debug)]
@@ -66,7 +68,7 @@ const FREE: Slot = Slot {
     place: Place::Free,
     door: 0,
     status: Status::Done,
-    progress: Progress { cursor: 0, parts: 0, extent: None },
+    progress: Progress::NONE,
     sequence: 0,
     started: Now(0),
     due: Now(0),
@@ -150,6 +152,13 @@ impl Slots {
             Place::Finished => self.finished.first(),
             _ => self.lists[place as usize].head,
         }
+    }
+
+    /// The newest request's number, and the number of the oldest one that waits for I/O.
+    pub(super) fn span(&self) -> (u64, u64) {
+        let with_parts = self.slots.iter().filter(|slot| slot.progress.parts > 0);
+        let oldest = with_parts.map(|slot| slot.sequence).min();
+        (self.sequence, oldest.unwrap_or(self.sequence + 1))
     }
 
     /// All that are there: for a dump.

@@ -4,9 +4,6 @@
 
 use super::setup::{LayerFormat, LayerSetup, SetupError};
 
-/// An entry of the table on the disk that names no place.
-pub(super) const UNUSED: u32 = u32::MAX;
-
 /// What is known of the bits of a block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Known {
@@ -85,36 +82,20 @@ pub(super) struct Layer {
 }
 
 impl Layer {
-    pub(super) fn new(setup: LayerSetup) -> Result<Self, SetupError> {
-        let size = setup.size_sectors;
-        let LayerFormat::Blocks { block_sectors, bat, whole } = setup.format else {
-            let file_sectors = setup.file_sectors;
+    pub(super) fn new(setup: &LayerSetup) -> Result<Self, SetupError> {
+        setup.check()?;
+        let (size, file_sectors) = (setup.size_sectors, setup.file_sectors);
+        let LayerFormat::Blocks { block_sectors, bat, whole, .. } = &setup.format else {
             return Ok(Self { size, file_sectors, shift: 0, table: Vec::new() });
         };
-        if !block_sectors.is_power_of_two() || block_sectors > 4096 {
-            return Err(SetupError::BlockSize { sectors: block_sectors });
-        }
-        let blocks = size.div_ceil(u64::from(block_sectors));
-        let is_enough = usize::try_from(blocks).is_ok_and(|blocks| blocks <= bat.len());
-        if !is_enough {
-            return Err(SetupError::TableTooSmall { blocks, entries: bat.len() });
-        }
         let mut table = vec![Block::default(); bat.len()];
-        for (index, entry) in bat.into_iter().enumerate() {
-            if entry == UNUSED {
-                continue;
-            }
-            // Beyond the disk's end nobody asks, but a writer has to keep the entry.
-            if entry == 0 || u64::from(entry) >= setup.file_sectors {
-                return Err(SetupError::Place { block: index, sector: entry });
-            }
+        for (index, entry) in setup.used() {
             let is_whole =
                 whole.get(index / 8).is_some_and(|byte| byte & (0x80 >> (index % 8)) != 0);
             let known = if is_whole { Known::Whole } else { Known::Nothing };
             table[index] = Block::new(entry, known);
         }
-        let shift = block_sectors.trailing_zeros();
-        Ok(Self { size, file_sectors: setup.file_sectors, shift, table })
+        Ok(Self { size, file_sectors, shift: block_sectors.trailing_zeros(), table })
     }
 
     pub(super) fn is_flat(&self) -> bool {
@@ -144,6 +125,7 @@ impl Layer {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::bat::UNUSED;
 
     #[test]
     fn a_block_keeps_place_and_knowledge() {
@@ -165,25 +147,34 @@ mod tests {
     }
 
     fn setup(bat: Vec<u32>) -> LayerSetup {
-        let format = LayerFormat::Blocks { block_sectors: 8, bat, whole: vec![0b0100_0000] };
+        let whole = vec![0b0100_0000];
+        let format = LayerFormat::Blocks { block_sectors: 8, bat, data_sector: 3, whole };
         LayerSetup { size_sectors: 20, file_sectors: 100, format }
     }
 
     #[test]
     fn rejects_what_no_opened_image_has() {
-        assert!(Layer::new(setup(vec![UNUSED; 3])).is_ok());
+        assert!(Layer::new(&setup(vec![UNUSED; 3])).is_ok());
         for (bat, wanted) in [
             (vec![UNUSED; 2], SetupError::TableTooSmall { blocks: 3, entries: 2 }),
             (vec![5, 100, UNUSED], SetupError::Place { block: 1, sector: 100 }),
-            (vec![0, UNUSED, UNUSED], SetupError::Place { block: 0, sector: 0 }),
+            (vec![0, UNUSED, UNUSED], SetupError::Overlap { sector: 0 }),
+            (vec![5, 13, UNUSED], SetupError::Overlap { sector: 13 }),
         ] {
-            assert_eq!(Layer::new(setup(bat)).err(), Some(wanted));
+            assert_eq!(Layer::new(&setup(bat)).err(), Some(wanted));
         }
     }
 
     #[test]
+    fn entries_behind_the_end_of_the_disk_are_no_blocks_unless_they_can_be() {
+        let layer = Layer::new(&setup(vec![5, 15, UNUSED, 0, 100, 30])).unwrap();
+        let places: Vec<u32> = layer.table.iter().map(|block| block.place()).collect();
+        assert_eq!(places, [5, 15, 0, 0, 0, 30]);
+    }
+
+    #[test]
     fn the_batmap_says_which_blocks_are_whole() {
-        let layer = Layer::new(setup(vec![5, 15, UNUSED])).unwrap();
+        let layer = Layer::new(&setup(vec![5, 15, UNUSED])).unwrap();
         assert_eq!(layer.table[0].known(), Known::Nothing);
         assert_eq!(layer.table[1].known(), Known::Whole);
         assert_eq!(layer.table[2], Block::default());

@@ -206,10 +206,14 @@ impl Engine {
     /// Without a leaf, or for a flat leaf with a way to change its blocks.
     pub fn new(setup: Setup) -> Result<Self, SetupError> {
         let mut layers: Vec<Layer> =
-            setup.layers.into_iter().map(Layer::new).collect::<Result<_, _>>()?;
+            setup.layers.iter().map(Layer::new).collect::<Result<_, _>>()?;
         let leaf = layers.first_mut().expect("a chain has a leaf");
         let without = setup.without;
-        let write = setup.write.map(|write| Write::new(write, leaf, without)).transpose()?;
+        let data_sector = match setup.layers.first().map(|leaf| &leaf.format) {
+            Some(LayerFormat::Blocks { data_sector, .. }) => *data_sector,
+            _ => 0,
+        };
+        let write = setup.write.map(|write| Write::new(write, leaf, without, data_sector));
         if write.is_some() {
             // It is as long as it has to be, and grows.
             leaf.file_sectors = u64::MAX;

@@ -1,5 +1,7 @@
 //! What the engine is told of an image that was opened and checked: plain numbers.
 
+use crate::bat::UNUSED;
+
 /// A chain of images, leaf first.
 #[derive(Clone, Debug)]
 pub struct Setup {
@@ -37,10 +39,63 @@ pub enum LayerFormat {
         block_sectors: u32,
         /// The entries of the block allocation table, as on the disk: at least one for each block.
         bat: Vec<u32>,
+        /// The first sector behind all headers and tables: the earliest place of a block.
+        data_sector: u64,
         /// The batmap, checked, or empty: a bit for each block that is whole, first block in the
         /// highest bit of the first byte.
         whole: Vec<u8>,
     },
+}
+
+impl LayerSetup {
+    /// Whether its numbers can be served: before anything is written to its file.
+    ///
+    /// # Errors
+    /// See [`SetupError`].
+    pub fn check(&self) -> Result<(), SetupError> {
+        let LayerFormat::Blocks { block_sectors, bat, data_sector, .. } = &self.format else {
+            return Ok(());
+        };
+        if !block_sectors.is_power_of_two() || *block_sectors > 4096 {
+            return Err(SetupError::BlockSize { sectors: *block_sectors });
+        }
+        let blocks = self.size_sectors.div_ceil(u64::from(*block_sectors));
+        let is_enough = usize::try_from(blocks).is_ok_and(|blocks| blocks <= bat.len());
+        if !is_enough {
+            return Err(SetupError::TableTooSmall { blocks, entries: bat.len() });
+        }
+        let mut places = Vec::new();
+        for (block, sector) in self.used() {
+            if u64::from(sector) >= self.file_sectors {
+                return Err(SetupError::Place { block, sector });
+            }
+            places.push(sector);
+        }
+        places.sort_unstable();
+        let mut end = *data_sector;
+        for sector in places {
+            if u64::from(sector) < end {
+                return Err(SetupError::Overlap { sector });
+            }
+            end = u64::from(sector) + 1 + u64::from(*block_sectors);
+        }
+        Ok(())
+    }
+
+    /// The blocks that have places, in order.
+    pub(super) fn used(&self) -> impl Iterator<Item = (usize, u32)> + '_ {
+        let (bat, block_sectors) = match &self.format {
+            LayerFormat::Blocks { bat, block_sectors, .. } => (bat.as_slice(), *block_sectors),
+            LayerFormat::Flat => (&[][..], 1),
+        };
+        let blocks = self.size_sectors.div_ceil(u64::from(block_sectors.max(1)));
+        // Behind the disk's end nobody asks: what cannot be a block there is none.
+        let is_block = move |block: usize, sector: u32| {
+            let is_asked = (block as u64) < blocks;
+            sector != UNUSED && (is_asked || u64::from(sector) < self.file_sectors && sector != 0)
+        };
+        bat.iter().copied().enumerate().filter(move |(block, sector)| is_block(*block, *sector))
+    }
 }
 
 /// How a leaf with blocks is changed.
@@ -50,8 +105,6 @@ pub struct WriteSetup {
     pub table_sector: u64,
     /// Entries that the table has on the disk. Those behind the layer's are unused.
     pub table_entries: u32,
-    /// The first sector behind all headers and tables: the earliest place of a block.
-    pub data_sector: u64,
     /// Where places come from.
     pub growth: Growth,
     /// The batmap that the first free empties; `None` when there is none, or it is empty.
@@ -120,7 +173,7 @@ pub enum SetupError {
         /// Entries of the table.
         entries: usize,
     },
-    /// A block over the footer copy, or past the end of the file.
+    /// A block past the end of the file.
     Place {
         /// The block.
         block: usize,
@@ -144,7 +197,7 @@ impl std::fmt::Display for SetupError {
                 write!(out, "The disk has {blocks} blocks, its table {entries} entries")
             }
             Self::Place { block, sector } => {
-                write!(out, "Block {block} is at sector {sector:#x}, outside of its file's data")
+                write!(out, "Block {block} is at sector {sector:#x}, past the end of the file")
             }
             Self::Overlap { sector } => {
                 write!(out, "The block at sector {sector:#x} lies over another one or a header")

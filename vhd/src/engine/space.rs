@@ -74,8 +74,10 @@ impl Space {
             without,
         };
         for place in places.iter().copied().map(u64::from) {
+            // More than the disk has blocks are of no use: a hostile table makes no long list.
             while let gap = space.next()
                 && space.behind(gap) <= place
+                && space.dirty.len() < blocks
             {
                 space.dirty.push(small(gap));
                 space.end = space.behind(gap);
@@ -281,6 +283,7 @@ mod tests {
     fn no_place_is_beyond_what_an_entry_can_name() {
         let last = u32::MAX - 8;
         let mut space = file(&[last]);
+        assert_eq!(space.dirty.len(), 100, "no more gaps than blocks");
         assert_eq!(space.take(true).map(|(_, zeros)| zeros), Some(false), "a gap");
         space.dirty.clear();
         assert_eq!(space.take(true), None);

@@ -1,9 +1,10 @@
 //! Steps: the I/O on metadata that the engine wants, one at a time, and their ends.
 
+use crate::bat::UNUSED;
 use crate::bits;
 
 use super::changes::Stage;
-use super::layer::{Block, Known, UNUSED};
+use super::layer::{Block, Known};
 use super::{Engine, Errno};
 
 /// The name of a step under way.

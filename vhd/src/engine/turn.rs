@@ -1,11 +1,12 @@
 //! A turn of changes: all that waits, with one fdatasync. See docs/durability.md, "A turn of
 //! changes": prepare, order, commit, answer.
 
+use crate::bat::UNUSED;
 use crate::bits;
 
 use super::changes::{CHANGES_MAX, Change, Kind, Stage};
-use super::layer::{Block, Known, Layer, UNUSED};
-use super::setup::{Growth, Rule, SetupError, WriteSetup};
+use super::layer::{Block, Known, Layer};
+use super::setup::{Growth, Rule, WriteSetup};
 use super::space::Space;
 use super::step::{StepId, What};
 use super::{Engine, Errno, Write};
@@ -73,31 +74,24 @@ impl Write {
         setup: WriteSetup,
         leaf: &Layer,
         without: Option<Rule>,
-    ) -> Result<Self, SetupError> {
+        data_sector: u64,
+    ) -> Self {
         assert!(!leaf.is_flat(), "a flat image has no blocks to change");
         let mut places: Vec<u32> =
             leaf.table.iter().map(|block| block.place()).filter(|place| *place != 0).collect();
         places.sort_unstable();
-        let stride = u64::from(leaf.block_sectors()) + 1;
-        let mut end = setup.data_sector;
-        for place in &places {
-            if u64::from(*place) < end {
-                return Err(SetupError::Overlap { sector: *place });
-            }
-            end = u64::from(*place) + stride;
-        }
         let blocks = leaf.table.len();
         // What a device does with a hole is its own affair: its places hold anything.
         let cannot_clean = matches!(setup.growth, Growth::Device { .. });
         let most = usize::from(CHANGES_MAX);
-        Ok(Self {
+        Self {
             table_sector: setup.table_sector,
             table_entries: setup.table_entries,
             batmap: setup.batmap,
             space: Space::new(
                 &places,
                 blocks,
-                setup.data_sector,
+                data_sector,
                 leaf.block_sectors(),
                 setup.growth,
                 without,
@@ -115,7 +109,7 @@ impl Write {
                 cannot_clean,
             },
             cleaning: vec![None; CLEANING_MAX],
-        })
+        }
     }
 }
 

@@ -133,8 +133,12 @@ impl Shape {
             let bat = (0..self.blocks as u32)
                 .map(|block| if block % 2 == 0 { 1 + block / 2 * stride } else { UNUSED })
                 .collect();
-            let format =
-                LayerFormat::Blocks { block_sectors: self.block_sectors, bat, whole: Vec::new() };
+            let format = LayerFormat::Blocks {
+                block_sectors: self.block_sectors,
+                bat,
+                data_sector: 1,
+                whole: Vec::new(),
+            };
             let file_sectors = (files[0].len() / SECTOR) as u64;
             layers.push(LayerSetup { size_sectors: self.sectors(), file_sectors, format });
         }
@@ -191,7 +195,6 @@ impl Shape {
         let write = WriteSetup {
             table_sector: TABLE_SECTOR as u64,
             table_entries: bat.len() as u32,
-            data_sector: DATA_SECTOR as u64,
             growth,
             batmap: has_bits.then(|| BatmapSetup {
                 header_sector: BATMAP_HEADER as u64,
@@ -200,7 +203,8 @@ impl Shape {
                 map_sectors: 1,
             }),
         };
-        let format = LayerFormat::Blocks { block_sectors: self.block_sectors, bat, whole };
+        let (block_sectors, data_sector) = (self.block_sectors, DATA_SECTOR as u64);
+        let format = LayerFormat::Blocks { block_sectors, bat, data_sector, whole };
         let file_sectors = (file.len() / SECTOR) as u64;
         let leaf = LayerSetup { size_sectors: self.sectors(), file_sectors, format };
         let mut layers = vec![leaf];
