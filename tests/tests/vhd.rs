@@ -162,6 +162,35 @@ fn a_snapshot_under_load_loses_nothing() {
 }
 
 #[test]
+fn one_command_takes_a_snapshot_and_puts_everything_back_when_it_fails() {
+    let host = Host::new();
+    let image = host.path("base.vhd");
+    vhd::dynamic(&image, 4 << 20);
+    let daemon = host.daemon(&[]);
+    let (minor, socket) = host.serve(&daemon, &format!("vhd:{}", image.display()));
+    let (pid, minor) = (daemon.pid.to_string(), minor.to_string());
+    let snapshot = |name: &str| {
+        let new = host.path(name);
+        host.tap_ctl(&["snapshot", "-p", &pid, "-m", &minor, "-n", new.to_str().unwrap()])
+    };
+    let mut client = NbdClient::connect(&socket).unwrap();
+    // The parent is still empty: it is the parent all the same.
+    snapshot("first.vhd").expect_success();
+    assert_eq!(client.write(0, &[1; 512]).unwrap(), 0);
+    snapshot("second.vhd").expect_success();
+    assert_eq!(client.write(512, &[2; 512]).unwrap(), 0);
+    let path = daemon.client.list().unwrap()[0].path.clone();
+    assert_eq!(path.to_str().unwrap(), format!("vhd:{}", host.path("second.vhd").display()));
+    // No room for a name that is taken; no place for one in a directory that is not there.
+    assert_eq!(snapshot("first.vhd").status, 17);
+    assert_ne!(snapshot("nowhere/third.vhd").status, 0);
+    assert_eq!(daemon.client.list().unwrap()[0].path, path);
+    assert_eq!(daemon.client.list().unwrap()[0].state, 0);
+    let found = client.read(0, 1024).unwrap().unwrap();
+    assert_eq!(found, [[1; 512], [2; 512]].concat());
+}
+
+#[test]
 fn a_raw_parent_that_is_shorter_reads_as_zeros_behind_its_end() {
     let host = Host::new();
     let parent = host.image_of("base", &[0xaa; 3 * 512 + 100]);

@@ -22,6 +22,7 @@ mod open;
 mod pause;
 mod sample;
 mod session;
+mod snapshot;
 mod spawn;
 mod stats;
 mod top;
@@ -53,7 +54,8 @@ const COMMANDS: [Command; 13] = [
 ];
 
 /// More commands. The usage is compared by programs, so only `--help` names these.
-const MORE_COMMANDS: [Command; 3] = [top::COMMAND, major::COMMAND, check::COMMAND];
+const MORE_COMMANDS: [Command; 4] =
+    [top::COMMAND, major::COMMAND, check::COMMAND, snapshot::COMMAND];
 
 fn main() -> ExitCode {
     let (arguments, debug) = arguments();
