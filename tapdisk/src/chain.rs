@@ -75,6 +75,8 @@ pub struct Chain {
     images: Vec<(Box<dyn Image>, u64)>,
     /// The leaf has metadata.
     has_metadata: bool,
+    /// Its metadata may have something to do.
+    is_touched: bool,
 }
 
 impl std::fmt::Debug for Chain {
@@ -95,7 +97,7 @@ impl Chain {
         };
         let mut images: Vec<_> = images.into_iter().map(sized).collect();
         let has_metadata = images[0].0.metadata().is_some();
-        Self { layers, images, has_metadata }
+        Self { layers, images, has_metadata, is_touched: has_metadata }
     }
 
     /// The leaf's facts: the disk's.
@@ -269,6 +271,7 @@ impl Chain {
         progress: &mut Progress,
         path: &mut Path<'_>,
     ) -> Option<u64> {
+        self.is_touched = true;
         let from = progress.cursor;
         if let Mapping::Fresh { len } = mapping {
             let part = part_of(request, from, len);
@@ -321,7 +324,20 @@ impl Chain {
     /// # Panics
     /// When it has none.
     pub fn metadata(&mut self) -> &mut dyn Metadata {
+        self.is_touched = true;
         self.images[0].0.metadata().expect("an image with metadata")
+    }
+
+    /// Whether the leaf's metadata may have something to do: it was asked or told something.
+    #[must_use]
+    #[inline]
+    pub fn is_touched(&self) -> bool {
+        self.is_touched
+    }
+
+    /// It has done what it can until somebody touches it again.
+    pub fn settle(&mut self) {
+        self.is_touched = false;
     }
 
     /// Whether the leaf has metadata.

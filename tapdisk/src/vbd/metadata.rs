@@ -53,7 +53,7 @@ impl Vbd {
     /// submit, and after the last reap of a turn.
     #[inline]
     pub fn work(&mut self) {
-        if self.chain.as_ref().is_some_and(Chain::has_metadata) {
+        if self.chain.as_ref().is_some_and(Chain::is_touched) {
             self.work_on_metadata();
         }
     }
@@ -73,7 +73,12 @@ impl Vbd {
             let metadata = chain.metadata();
             metadata.work(&mut self.queue, &mut self.memory, requests);
             self.is_metadata_idle = metadata.is_idle();
-            if !metadata.take_woken() {
+            let is_woken = metadata.take_woken();
+            let wants_requests = metadata.wants_requests();
+            if !is_woken {
+                if !wants_requests {
+                    chain.settle();
+                }
                 return;
             }
             // Those that wait again come behind the last of these.

@@ -12,6 +12,23 @@ use super::{Answer, ClaimId, Engine, Errno, Load, Op, Rule};
 const STATUS_BLOCKS_MAX: u32 = 1 << 16;
 
 impl Engine {
+    /// Where the start of a run is that is read or written, and how much of the run, in a block of
+    /// the leaf that is whole and does not change: the short way of most requests on a disk that is
+    /// full. `None` when [`Engine::map`] has to look closer.
+    #[must_use]
+    #[inline(always)]
+    pub fn plain(&self, sector: u64, count: u64) -> Option<(u64, u64)> {
+        let leaf = self.layers.first()?;
+        let block = leaf.table.get(usize::try_from(sector >> leaf.shift).ok()?)?;
+        if !block.is_plain() {
+            return None;
+        }
+        let within = sector & ((1 << leaf.shift) - 1);
+        let count = count.min((1 << leaf.shift) - within);
+        let data = u64::from(block.place()) + 1 + within;
+        (data + count <= leaf.file_sectors).then_some((data, count))
+    }
+
     /// Where the run is that starts at `sector` and has `count` sectors, all inside the disk.
     /// `waiter` comes back with the end of a claim.
     #[inline]
@@ -21,13 +38,10 @@ impl Engine {
             let count = count.min(leaf.size - sector);
             return Answer::Data { layer: 0, sector, count };
         }
-        let (block, within, in_block) = leaf.split(sector, count);
-        let entry = leaf.table[block];
-        if entry.is_plain() && matches!(op, Op::Read | Op::Write) {
-            let sector = Layer::data(entry.place(), within);
-            if sector + in_block <= leaf.file_sectors {
-                return Answer::Data { layer: 0, sector, count: in_block };
-            }
+        if matches!(op, Op::Read | Op::Write)
+            && let Some((sector, count)) = self.plain(sector, count)
+        {
+            return Answer::Data { layer: 0, sector, count };
         }
         match op {
             Op::Read => self.locate(0, sector, count),

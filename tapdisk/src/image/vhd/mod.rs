@@ -54,6 +54,8 @@ struct Vhd {
     engine: Engine,
     /// Leaf first.
     layers: Vec<Layer>,
+    /// The first of them.
+    leaf: FileId,
     info: ImageInfo,
     claim: Claim,
     /// What a leaf that is written needs at close.
@@ -91,6 +93,13 @@ fn op_of(op: Op) -> engine::Op {
 }
 
 impl Vhd {
+    #[inline(never)]
+    fn map_further(&mut self, slot: usize, op: Op, offset: u64, len: u64) -> Mapping {
+        let slot = u16::try_from(slot).expect("fewer slots");
+        let answer = self.engine.map(op_of(op), sectors(offset), sectors(len), slot);
+        self.mapping(answer)
+    }
+
     fn mapping(&self, answer: Answer) -> Mapping {
         match answer {
             Answer::Data { layer, sector, count } => Mapping::Data {
@@ -161,13 +170,21 @@ impl Image for Vhd {
 
     #[inline]
     fn map(&mut self, slot: usize, op: Op, offset: u64, len: u64) -> Mapping {
-        let slot = u16::try_from(slot).expect("fewer slots");
-        let answer = self.engine.map(op_of(op), sectors(offset), sectors(len), slot);
-        self.mapping(answer)
+        if matches!(op, Op::Read | Op::Write)
+            && let Some((sector, count)) = self.engine.plain(sectors(offset), sectors(len))
+        {
+            return Mapping::Data {
+                file: self.leaf,
+                offset: bytes(sector),
+                len: bytes(count),
+                layer: 0,
+            };
+        }
+        self.map_further(slot, op, offset, len)
     }
 
     fn file(&self) -> Option<FileId> {
-        self.layers.first().map(|leaf| leaf.file)
+        Some(self.leaf)
     }
 
     fn metadata(&mut self) -> Option<&mut dyn Metadata> {

@@ -81,8 +81,8 @@ pub(crate) fn open(
     }
     let (flights, free_flights) = flights();
     let began = no_flushes();
-    let claim = leaf.claim;
-    Ok(Box::new(Vhd { engine, layers, info, claim, session, flights, free_flights, began }))
+    let (claim, leaf) = (leaf.claim, layers[0].file);
+    Ok(Box::new(Vhd { engine, layers, leaf, info, claim, session, flights, free_flights, began }))
 }
 
 fn refused(error: &vhd::Error, path: &Path) -> DiskError {
