@@ -29,8 +29,8 @@ struct Command {
 const COMMANDS: [Command; 7] = [
     Command {
         name: "demo",
-        arguments: "",
-        what: "serve a disk image and use it, step by step, with programs that are not ours",
+        arguments: "[--xen]",
+        what: "serve a disk image and use it, step by step, with programs that are not ours; or with Xen",
         run: demo::run,
     },
     Command {

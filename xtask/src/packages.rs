@@ -22,7 +22,7 @@ pub(crate) struct Package {
 }
 
 /// Every one of them.
-const PACKAGES: [Package; 14] = [
+const PACKAGES: [Package; 15] = [
     Package {
         name: "qemu-utils",
         programs: &["qemu-img", "qemu-nbd"],
@@ -39,7 +39,8 @@ const PACKAGES: [Package; 14] = [
     },
     Package { name: "valgrind", programs: &["valgrind"], users: &["bench"] },
     Package { name: "linux-perf", programs: &["perf"], users: &["bench"] },
-    Package { name: "strace", programs: &["strace"], users: &["bench"] },
+    Package { name: "strace", programs: &["strace"], users: &["bench", "test"] },
+    Package { name: "shellcheck", programs: &["shellcheck"], users: &["test"] },
     Package { name: "g++", programs: &["g++"], users: &["fuzz"] },
     Package {
         name: "util-linux",

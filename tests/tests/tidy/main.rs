@@ -138,6 +138,16 @@ fn every_dependency_is_explained_and_every_explained_one_is_there() {
 }
 
 #[test]
+fn the_hotplug_script_is_plain_shell() {
+    if !tapdisk_tests::has_program("shellcheck") {
+        return;
+    }
+    let script = Tree::load().root.join("tools/xen/block-tap");
+    let output = std::process::Command::new("shellcheck").arg(script).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+}
+
+#[test]
 fn doors_images_and_the_queue_do_not_know_each_other() {
     hold(SOURCE, direction::modules);
 }

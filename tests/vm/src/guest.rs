@@ -65,8 +65,11 @@ impl Machine {
             .trim()
             .parse()
             .map_err(|_| VmError::Failed(format!("There is no guest {name}: {listed:?}")))?;
-        let key = format!("/local/domain/{domain}/console/tty");
-        let terminal = self.run(["xenstore-read", &key])?;
+        // A restart gives it a name first and a console later.
+        let line = format!(
+            "until xenstore-read /local/domain/{domain}/console/tty 2>/dev/null; do sleep 0.2; done"
+        );
+        let terminal = self.start(["sh", "-c", &line])?.wait(BOOT)?;
         let bridge = self.start(["vm-agent", "bridge", terminal.stdout.trim()])?;
         let to = bridge.input();
         let remote = Remote::connect(name, bridge, to, self.transcript(name)?, BOOT);

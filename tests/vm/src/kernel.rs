@@ -76,10 +76,13 @@ pub fn build_module(source: &Path, name: &str) -> Result<PathBuf> {
     }
     let headers = headers()?;
     let folder = host::work_folder().join(format!("module-{name}"));
-    let _ = fs::remove_dir_all(&folder);
     host::make_folder(&folder)?;
+    // What is there already stays, with its time: it need not be built again.
     let copy = |path: &Path| {
         let to = folder.join(path.file_name().unwrap_or_default());
+        if fs::read(&to).is_ok_and(|old| fs::read(path).is_ok_and(|new| new == old)) {
+            return Ok(());
+        }
         fs::copy(path, to).map(drop).map_err(|error| host::failed("Cannot copy", path, &error))
     };
     let entries =

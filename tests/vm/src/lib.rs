@@ -38,6 +38,12 @@ pub use remote::{Remote, Running};
 pub use shared::{Lent, Shared};
 pub use tapdisk_tests::{Ran, skip};
 
+/// Where a program of this machine is, if it has it.
+#[must_use]
+pub fn find_program(name: &str) -> Option<std::path::PathBuf> {
+    host::find(name)
+}
+
 /// What went wrong.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum VmError {

@@ -12,7 +12,7 @@ use crate::files::Files;
 use crate::kernel::Kernel;
 use crate::modules::Modules;
 use crate::packages::Packages;
-use crate::plan::{Kind, Plan};
+use crate::plan::{Kind, Plan, SHARE_MODULES};
 use crate::qemu::{self, Accelerator, Qemu};
 use crate::remote::{BOUND, Remote};
 use crate::{Result, VmError, host, xen};
@@ -60,11 +60,13 @@ impl Prepared {
         }
         host::make_folder(&folder.join("share"))?;
         let mut modules = plan.modules.clone();
+        if plan.has_share {
+            modules.extend(SHARE_MODULES.map(str::to_owned));
+        }
         if plan.kind == Kind::Xen {
             modules.extend(xen::MODULES.map(str::to_owned));
         }
         let mut files = base(&packages, &kernel, &modules)?;
-        add_wishes(&mut files, &packages, plan)?;
         files.text("/etc/vm/start", &start_script(plan), 0o755);
         let initial = folder.join("initial.cpio");
         let kernel_words = match plan.kind {
@@ -74,6 +76,8 @@ impl Prepared {
                 xen::words(plan, &packages, &kernel, &folder, &initial)?
             }
         };
+        // Last: what a test wants goes before what a package has.
+        add_wishes(&mut files, &packages, plan)?;
         files.write(&initial)?;
         let socket = socket_path();
         Ok(Self { folder, socket, disks, kernel_words, plan: plan.clone(), lock })
@@ -179,7 +183,6 @@ fn add_wishes(files: &mut Files, packages: &Packages, plan: &Plan) -> Result<()>
 fn start_script(plan: &Plan) -> String {
     let mut script = String::from(
         "set -e\n\
-         mount -t 9p -o trans=virtio,version=9p2000.L,msize=262144 share /share\n\
          mkdir -p /dev/disk\n\
          for disk in /sys/block/vd*; do\n\
          \t[ -e \"$disk\" ] || continue\n\
@@ -188,6 +191,9 @@ fn start_script(plan: &Plan) -> String {
          hostname tapdisk\n\
          ip link set lo up\n",
     );
+    if plan.has_share {
+        script.push_str("mount -t 9p -o trans=virtio,version=9p2000.L,msize=262144 share /share\n");
+    }
     if plan.storage_bytes.is_some() {
         script.push_str("mke2fs -q -t ext4 -E lazy_itable_init=1 /dev/disk/sr\n");
         script.push_str("mount -t ext4 /dev/disk/sr /sr\n");
@@ -278,7 +284,7 @@ impl Machine {
         }
     }
 
-    /// The folder that the machine has as `/share`.
+    /// The folder that the machine has as `/share`, if its plan says so.
     #[must_use]
     pub fn share(&self) -> PathBuf {
         self.prepared.folder.join("share")
@@ -309,7 +315,7 @@ impl Machine {
         self.remote.is_gone() || self.qemu.status().is_some()
     }
 
-    /// Runs a command to its end, within two minutes. A machine in which it does not end is asked
+    /// Runs a command to its end, within three minutes. A machine in which it does not end is asked
     /// who waits for what - the answer is in its console's log - and killed.
     ///
     /// # Errors

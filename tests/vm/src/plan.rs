@@ -14,8 +14,13 @@ pub(crate) enum Kind {
     Xen,
 }
 
-/// A machine that can be started. Without further words it has two processors, our programs,
-/// busybox, the tools of ext4, and an empty folder `/share` that it shares with this machine.
+/// The file system of the folder that a machine shares with this one.
+pub(crate) const SHARE_MODULES: [&str; 2] = ["9pnet_virtio", "9p"];
+
+/// A machine that can be started. Without further words it has two processors - one with Xen -,
+/// our programs,
+/// busybox, the tools of ext4, and, without Xen, the empty folder `/share` that it shares with this
+/// machine.
 #[derive(Clone, Debug)]
 pub struct Plan {
     pub(crate) kind: Kind,
@@ -32,15 +37,14 @@ pub struct Plan {
     pub(crate) kernel_words: Vec<String>,
     pub(crate) qemu_words: Vec<String>,
     pub(crate) has_terminal: bool,
+    pub(crate) has_share: bool,
 }
 
 /// Loaded in every machine, where they are no part of the kernel.
-const MODULES: [&str; 9] = [
+const MODULES: [&str; 7] = [
     "virtio_pci",
     "virtio_console",
     "virtio_blk",
-    "9pnet_virtio",
-    "9p",
     "crc32c_generic",
     "crct10dif_generic",
     "ext4",
@@ -49,15 +53,17 @@ const MODULES: [&str; 9] = [
 
 impl Plan {
     pub(crate) fn new(kind: Kind) -> Self {
-        let (label, memory_mib) = match kind {
-            Kind::Plain => ("plain", 1024),
-            Kind::Xen => ("xen", 2048),
+        // Two emulated processors of dom0 wait for each other's locks, and on a busy machine that
+        // takes most of their time.
+        let (label, memory_mib, processors) = match kind {
+            Kind::Plain => ("plain", 1024, 2),
+            Kind::Xen => ("xen", 2048, 1),
         };
         Self {
             kind,
             label: label.into(),
             memory_mib,
-            processors: 2,
+            processors,
             storage_bytes: None,
             disks: Vec::new(),
             modules: MODULES.map(str::to_owned).to_vec(),
@@ -68,6 +74,7 @@ impl Plan {
             kernel_words: Vec::new(),
             qemu_words: Vec::new(),
             has_terminal: false,
+            has_share: kind == Kind::Plain,
         }
     }
 
@@ -86,7 +93,7 @@ impl Plan {
         self
     }
 
-    /// How many processors; 2 without this.
+    /// How many processors; 2 without this, 1 with Xen.
     #[must_use]
     pub fn processors(mut self, processors: u32) -> Self {
         self.processors = processors;
@@ -161,6 +168,13 @@ impl Plan {
     #[must_use]
     pub fn with_terminal(mut self) -> Self {
         self.has_terminal = true;
+        self
+    }
+
+    /// The folder `/share` for a machine with Xen, where the modules for it take seconds to load.
+    #[must_use]
+    pub fn with_share(mut self) -> Self {
+        self.has_share = true;
         self
     }
 

@@ -15,7 +15,7 @@ use crate::{Result, VmError};
 
 /// How long a command may take where a test says nothing else: five times what the slowest takes
 /// on a quiet machine without hardware virtualisation.
-pub(crate) const BOUND: Duration = Duration::from_secs(120);
+pub(crate) const BOUND: Duration = Duration::from_secs(180);
 
 /// The signal that nothing withstands.
 const SIGKILL: i32 = nix::sys::signal::Signal::SIGKILL as i32;
@@ -47,6 +47,7 @@ struct Shared {
     /// Who waits for which; nobody any more when the connection is gone.
     commands: Mutex<Option<HashMap<u64, Sender<Event>>>>,
     transcript: Mutex<File>,
+    start: Instant,
 }
 
 impl std::fmt::Debug for Shared {
@@ -75,6 +76,7 @@ impl Remote {
             to: Mutex::new(Box::new(to)),
             commands: Mutex::new(Some(HashMap::new())),
             transcript: Mutex::new(transcript),
+            start: Instant::now(),
         });
         let listener = Arc::clone(&shared);
         std::thread::spawn(move || listener.listen(BufReader::new(from), &ready));
@@ -93,7 +95,7 @@ impl Remote {
         Err(VmError::Failed(format!("{name} did not answer within {} s", limit.as_secs())))
     }
 
-    /// Runs a command to its end, within two minutes. A program is looked up in `PATH`.
+    /// Runs a command to its end, within three minutes. A program is looked up in `PATH`.
     ///
     /// # Errors
     /// When the machine is gone or the command does not end.
@@ -101,7 +103,7 @@ impl Remote {
         self.start(words)?.wait(BOUND)
     }
 
-    /// Runs a line of shell to its end, within two minutes.
+    /// Runs a line of shell to its end, within three minutes.
     ///
     /// # Errors
     /// When the machine is gone or the command does not end.
@@ -155,7 +157,8 @@ impl Shared {
 
     /// A line for the transcript, and for a person who watches.
     fn note(&self, line: &str) {
-        let _ = writeln!(lock(&self.transcript), "{line}");
+        let seconds = self.start.elapsed().as_secs_f32();
+        let _ = writeln!(lock(&self.transcript), "{seconds:8.2} {line}");
         if std::env::var_os("TAPDISK_VM_TRACE").is_some() {
             eprintln!("{}: {line}", self.name);
         }
@@ -190,7 +193,9 @@ impl Shared {
     fn hand_on(&self, id: u64, event: Event) {
         match &event {
             Event::Out(bytes) | Event::Err(bytes) => {
-                for line in String::from_utf8_lossy(bytes).lines() {
+                // A line of ours comes through a guest's console, and is in that one's transcript.
+                let text = String::from_utf8_lossy(bytes);
+                for line in text.lines().filter(|line| wire::decode(line.as_bytes()).is_none()) {
                     self.note(&format!("{id} {line}"));
                 }
             }

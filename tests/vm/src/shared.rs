@@ -26,6 +26,15 @@ impl Deref for Lent<'_> {
     }
 }
 
+impl Drop for Lent<'_> {
+    fn drop(&mut self) {
+        // A test that failed may have left anything behind: the next one gets a new machine.
+        if std::thread::panicking() {
+            *self.0 = None;
+        }
+    }
+}
+
 impl Shared {
     /// How it is started, when it is needed.
     #[must_use]
@@ -33,8 +42,8 @@ impl Shared {
         Self { boot, machine: Mutex::new(None) }
     }
 
-    /// The machine, once nobody else uses it; a new one when the last test broke it. Nothing, and a
-    /// line that says why, where there can be none.
+    /// The machine, once nobody else uses it; a new one when the last test failed or broke it.
+    /// Nothing, and a line that says why, where there can be none.
     ///
     /// # Panics
     /// When it does not start.

@@ -102,7 +102,7 @@ pub(crate) fn add(
 
 /// A guest's words for its kernel.
 pub(crate) fn guest_words() -> String {
-    format!("mitigations=off panic=-1 rdinit=/init PATH={PATH} VM_CHANNEL=/dev/hvc0")
+    format!("quiet mitigations=off panic=-1 rdinit=/init PATH={PATH} VM_CHANNEL=/dev/hvc0")
 }
 
 /// QEMU's words for Xen and dom0.

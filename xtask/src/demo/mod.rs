@@ -11,7 +11,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crate::Result;
-use crate::{command, packages, wait};
+use crate::{command, packages, vm, wait};
 use story::{Disk, Story};
 
 /// Of the image with the file system. The second disk has more: the load writes behind this.
@@ -23,8 +23,10 @@ const LOAD_LIMIT: Duration = Duration::from_secs(60);
 
 /// The whole story.
 pub(crate) fn run(arguments: &[String]) -> Result<()> {
-    if !arguments.is_empty() {
-        return Err("usage: cargo xtask demo".into());
+    match arguments {
+        [] => {}
+        [word] if word == "--xen" => return vm::start(&["demo"]),
+        _ => return Err("usage: cargo xtask demo [--xen]".into()),
     }
     if let Some(reason) = packages::provide("demo") {
         println!("What needs them is left out: {reason}");

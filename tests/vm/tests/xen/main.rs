@@ -1,14 +1,32 @@
-//! Xen in QEMU, with a dom0 and guests: a guest's disk through our programs.
+//! Xen in QEMU, with a dom0 and guests: a guest's disk is a tapdev that blkback exports.
+//!
+//! One start of Xen serves all of these tests; each makes its own guests and leaves no guest, no
+//! tapdisk and no minor behind.
+#![allow(clippy::unwrap_used, reason = "what fails in a machine is a failed test")]
 
-mod harness;
+mod crash;
+mod disk;
+mod errors;
+mod flush;
 
-use tapdisk_vm::{Machine, Result, Shared};
+use std::path::Path;
 
-/// One start serves all tests of this program.
+use tapdisk_vm::{Machine, Result, Shared, build_module};
+
 static MACHINE: Shared = Shared::new(boot);
 
-const STORAGE_BYTES: u64 = 1 << 30;
+const STORAGE_BYTES: u64 = 2 << 30;
 
 fn boot() -> Result<Machine> {
-    Machine::xen().with_storage(STORAGE_BYTES).boot()
+    let top = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let driver = build_module(&top.join("../kernel"), "blktap")?;
+    let script = top.join("../../tools/xen/block-tap");
+    let machine = Machine::xen()
+        .with_storage(STORAGE_BYTES)
+        .with_foreign_module(driver)
+        .with_file(script, "/etc/xen/scripts/block-tap")
+        .with_programs(&["strace", "e2fsck"])
+        .boot()?;
+    machine.run(["insmod", "/lib/modules/blktap.ko"])?.expect_success();
+    Ok(machine)
 }

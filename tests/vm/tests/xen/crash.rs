@@ -1,0 +1,56 @@
+//! tapdisk dies while a guest uses its disk.
+
+use std::time::Duration;
+
+use crate::MACHINE;
+use crate::disk::{self, Tap};
+
+const BOUND: Duration = Duration::from_secs(60);
+
+#[test]
+fn a_guest_outlives_its_killed_tapdisk_and_no_minor_is_lost() {
+    let Some(machine) = MACHINE.lend() else { return };
+    let images = [disk::image(&machine, "c.img", 64), disk::image(&machine, "d.img", 64)];
+    let tap = Tap::create(&machine, &images[0]);
+    let script = format!("script=block-tap,vdev=xvdb,access=rw,target=aio:{}", images[1]);
+    let phy = format!("phy:{},xvda,w", tap.device);
+    let guest = disk::create(&machine, "crash", "pv", &[&phy, &script]);
+    let sums = disk::fill(&guest, "xvda");
+
+    for (image, device, disk) in [(&images[0], "xvda", &phy), (&images[1], "xvdb", &script)] {
+        let tap = Tap::find(&machine, image);
+        // Behind the file system: what is overwritten here is nobody's.
+        let load = format!(
+            "echo up; while dd if=/dev/zero of=/dev/{device} bs=64k seek=900 count=100 \
+             oflag=direct 2>/tmp/why; do :; done; echo failed; cat /tmp/why"
+        );
+        let mut load = guest.start(["sh", "-c", &load]).unwrap();
+        load.wait_for("up", BOUND).unwrap();
+        machine.run(["kill", "-9", &tap.pid]).unwrap().expect_success();
+        let ran = load.wait(BOUND).unwrap();
+        assert!(ran.stdout.contains("Input/output error"), "{ran:?}");
+
+        // It cannot end before blkback lets go of the device; nobody else waits for that.
+        assert!(disk::list(&machine, &[]).contains(&format!("minor={}", tap.minor)));
+        let busy = machine.run(["tap-ctl", "free", "-m", &tap.minor]).unwrap();
+        assert_ne!(busy.status, 0, "{busy:?}");
+
+        machine.run(["xl", "block-detach", "crash", device]).unwrap().expect_success();
+        let gone = format!("while [ -e /proc/{}/stat ]; do usleep 50000; done", tap.pid);
+        machine.sh(&gone).unwrap().expect_success();
+        if device == "xvda" {
+            machine.run(["tap-ctl", "free", "-m", &tap.minor]).unwrap().expect_success();
+            let again = Tap::create(&machine, image);
+            assert_eq!(again.minor, tap.minor);
+        }
+        machine.run(["xl", "block-attach", "crash", disk]).unwrap().expect_success();
+        let there = format!("until [ -b /dev/{device} ]; do usleep 100000; done");
+        guest.sh(&there).unwrap().expect_success();
+    }
+    assert_eq!(disk::sums(&guest, "xvda"), sums);
+    drop(guest);
+    machine.run(["xl", "destroy", "crash"]).unwrap().expect_success();
+    Tap::find(&machine, &images[0]).destroy(&machine);
+    disk::nothing_is_left(&machine);
+    disk::check_image(&machine, &images[0], &sums);
+}
