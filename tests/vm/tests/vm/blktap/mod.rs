@@ -3,7 +3,10 @@
 //! One machine for all of it. Each test says what the kernel's log must not have: a warning of any
 //! kind, whatever else happened.
 
+mod disk;
 mod laws;
+mod live;
+mod nbd;
 
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
@@ -20,14 +23,19 @@ const LAWS: &str = "/usr/lib/blktap-laws";
 
 static MACHINE: Shared = Shared::new(boot);
 
+fn module() -> Result<PathBuf> {
+    build_module(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../kernel"), "blktap")
+}
+
 fn boot() -> Result<Machine> {
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../kernel");
     let machine = Machine::plain()
         .label("blktap")
+        // More would spin for each other where the host has less to give.
+        .processors(1)
         .with_storage(2 << 30)
         .with_modules(&["nbd", "null_blk", "virtio_scsi", "sr_mod"])
-        .with_foreign_module(build_module(&source, "blktap")?)
-        .with_file(laws_program()?, LAWS)
+        .with_foreign_module(module()?)
+        .with_file(build_test("blktap-ioctl", "laws")?, LAWS)
         .with_packages(&["fio", "libaio1", "nbd-client", "libnl-3-200", "libnl-genl-3-200"])
         .with_programs(&["fio", "nbd-client", "blockdev", "losetup"])
         // A drive without a disc.
@@ -35,10 +43,6 @@ fn boot() -> Result<Machine> {
         .boot()?;
     machine.run(["insmod", "/lib/modules/blktap.ko"])?.expect_success();
     Ok(machine)
-}
-
-fn laws_program() -> Result<PathBuf> {
-    build_test("blktap-ioctl", "laws")
 }
 
 /// Removes every disk, whatever state it is in.
@@ -62,6 +66,22 @@ impl Deref for Lab {
     }
 }
 
+/// A disk in the machine.
+struct Tap {
+    device: String,
+    minor: String,
+    pid: String,
+}
+
+/// Fio writes with patterns and reads them back; a byte that differs ends it with an error.
+fn fio(target: &str, size: &str, words: &str) -> String {
+    format!(
+        "fio --name=v --filename={target} --size={size} --verify=crc32c --verify_fatal=1 \
+         --do_verify=1 --randrepeat=0 --allow_file_create=0 --output=/tmp/fio.out {words} \
+         || {{ cat /tmp/fio.out >&2; false; }}"
+    )
+}
+
 /// What the kernel says when something is wrong with the kernel.
 const WARNINGS: &str = "WARNING:|BUG:|Oops|Call Trace|general protection|corruption|\
                         refcount_t|blocked for more than|stuck for|circular locking";
@@ -79,6 +99,21 @@ impl Lab {
     /// A line of shell that has to succeed; its output.
     fn sh(&self, line: &str) -> String {
         self.run_within(LONG, ["sh", "-c", line]).unwrap().expect_success()
+    }
+
+    /// A disk of this image; `options` are further ones of `tap-ctl create`.
+    fn create(&self, image: &str, options: &str) -> Tap {
+        let device = self.sh(&format!("tap-ctl create -a {image} {options}")).trim().to_owned();
+        let minor = device.rsplit("tapdev").next().unwrap().to_owned();
+        let list = self.sh(&format!("tap-ctl list -m {minor}"));
+        let pid = list.split_whitespace().find_map(|word| word.strip_prefix("pid="));
+        let pid = pid.unwrap_or_else(|| panic!("{list}")).to_owned();
+        Tap { device, minor, pid }
+    }
+
+    /// Removes it, orderly.
+    fn destroy(&self, tap: &Tap) {
+        self.sh(&format!("tap-ctl destroy -p {} -m {}", tap.pid, tap.minor));
     }
 
     /// The end of a test: no tap is left, the kernel has not warned.
