@@ -1,6 +1,6 @@
 //! A disk of tapdisk as a block device: file systems, fio, sizes of sectors, many of them.
 
-use super::{Lab, fio};
+use super::{DISKS, LONG, Lab, fio};
 
 #[test]
 fn a_file_system_is_what_was_written_to_it() {
@@ -109,5 +109,16 @@ fn an_empty_drive_has_no_medium() {
     assert_eq!(ran.status, 123, "{ran:?}");
     assert!(ran.stderr.contains("No medium found"), "{ran:?}");
     assert_eq!(lab.sh("tap-ctl list"), "");
+    lab.leave();
+}
+
+/// Two hundred at once, five hundred after another.
+#[test]
+fn many_disks_leave_nothing_behind() {
+    let Some(lab) = Lab::enter() else { return };
+    let line = format!("DRIVER_IMAGES=/sr exec {DISKS} --nocapture");
+    let ran = lab.run_within(LONG, ["sh", "-c", &line]).unwrap();
+    assert_eq!(ran.status, 0, "{}\n{}", ran.stdout, ran.stderr);
+    assert!(ran.stdout.contains("2 passed") && !ran.stderr.contains("skipped"), "{ran:?}");
     lab.leave();
 }

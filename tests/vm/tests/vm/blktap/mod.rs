@@ -21,6 +21,9 @@ const LONG: Duration = Duration::from_secs(600);
 /// Laws that a process of its own shows.
 const LAWS: &str = "/usr/lib/blktap-laws";
 
+/// Disks by the hundred, likewise.
+const DISKS: &str = "/usr/lib/blktap-disks";
+
 static MACHINE: Shared = Shared::new(boot);
 
 fn module() -> Result<PathBuf> {
@@ -36,6 +39,7 @@ fn boot() -> Result<Machine> {
         .with_modules(&["nbd", "null_blk", "virtio_scsi", "sr_mod"])
         .with_foreign_module(module()?)
         .with_file(build_test("blktap-ioctl", "laws")?, LAWS)
+        .with_file(build_test("tapdisk-tests", "driver")?, DISKS)
         .with_packages(&["fio", "libaio1", "nbd-client", "libnl-3-200", "libnl-genl-3-200"])
         .with_programs(&["fio", "nbd-client", "blockdev", "losetup"])
         // A drive without a disc.
