@@ -4,6 +4,8 @@ use super::disk::{Batmap, Disk};
 use super::{File, Files, Plan, Steps};
 use crate::batmap::KeyHash;
 use crate::error::{Error, ErrorKind, Result, errno};
+use crate::footer::{FOOTER_SIZE, FOOTER_SIZE_SHORT, Footer};
+use crate::image::{FooterPlace, Image, LoadOptions};
 
 const IMAGE: File = File::Image;
 
@@ -15,18 +17,25 @@ const IMAGE: File = File::Image;
 /// # Errors
 /// What opening the image gives.
 pub fn set_hidden(files: &dyn Files, value: u8) -> Result<Box<dyn Plan>> {
-    let mut disk = Disk::open(files, IMAGE)?;
-    disk.footer.hidden = value;
-    let (mut queue, mut end) = (Steps::default(), Steps::default());
-    if disk.sparse.is_some() {
-        queue.write(IMAGE, 0, &disk.footer.emit());
+    // Only footers are read: storage managers do this often, and to damaged images too.
+    let image = Image::load(files.open(IMAGE)?, LoadOptions::default())?;
+    let footer = Footer { hidden: value, ..*image.footer() };
+    let has_copy = image.header().is_some();
+    let length = image.file_size();
+    let behind = |size: usize| length.saturating_sub(u64::try_from(size).unwrap_or(0));
+    let place = match image.footer_place() {
+        FooterPlace::End => behind(FOOTER_SIZE),
+        FooterPlace::EndShort => behind(FOOTER_SIZE_SHORT),
+        FooterPlace::Start if files.is_device(IMAGE) => behind(FOOTER_SIZE),
+        FooterPlace::Start => image.end_of_data()?,
+    };
+    let (mut queue, mut end, mut last) = (Steps::default(), Steps::default(), Steps::default());
+    if has_copy {
+        queue.write(IMAGE, 0, &footer.emit());
     }
-    let place = disk.footer_at_end()?;
-    end.write(IMAGE, place, &disk.footer.emit());
-    let is_copy_enough = disk.sparse.is_some() && value != 0;
-    let mut last = Steps::default();
+    end.write(IMAGE, place, &footer.emit());
     last.barrier();
-    disk.cut_behind(&mut last, place);
+    let is_copy_enough = has_copy && value != 0;
     Ok(Box::new(SetHidden { queue, end: Some(end), last: Some(last), is_copy_enough }))
 }
 
@@ -51,14 +60,10 @@ impl Plan for SetHidden {
 
     fn failed(&mut self, error: Error) -> Result<()> {
         let is_at_end = self.end.is_none() && self.last.is_some();
-        if !(is_at_end && self.is_copy_enough && error.errno() == errno::ENOSPC) {
-            return Err(error);
+        if is_at_end && self.is_copy_enough && error.errno() == errno::ENOSPC {
+            return Ok(());
         }
-        // Without a footer at its place there is nothing to cut behind it.
-        let mut last = Steps::default();
-        last.barrier();
-        self.last = Some(last);
-        Ok(())
+        Err(error)
     }
 }
 

@@ -7,6 +7,7 @@ mod coalesce;
 mod compact;
 mod fill;
 mod golden;
+mod hostile;
 mod image;
 mod law;
 mod modify;
