@@ -123,26 +123,31 @@ pub fn create(files: &dyn Files, spec: &Spec) -> Result<Create> {
     if device.is_some_and(|length| length < end) {
         return Err(Error::at(image.end, ErrorKind::Io { errno: errno::ENOSPC }));
     }
-    let mut queue = Steps::default();
+    let (mut queue, mut rest) = (Steps::default(), Steps::default());
     match (there, device) {
         (None, _) => queue.push(Step::Create { file: IMAGE }),
-        (Some(_), None) => queue.set_length(IMAGE, 0),
+        // An old image must not seem to be whole while the new one is not.
+        (Some(_), None) => {
+            queue.set_length(IMAGE, 0);
+            queue.barrier();
+        }
         (Some(length), Some(_)) => {
-            // An old image must not seem to be whole while the new one is not.
             queue.zero(IMAGE, 0, HEADER_OFFSET.saturating_add(HEADER_SIZE as u64));
             queue.zero(IMAGE, length.saturating_sub(FOOTER_BYTES), FOOTER_BYTES);
             queue.barrier();
         }
     }
     let footer_at = device.map_or(image.end, |length| length.saturating_sub(FOOTER_BYTES));
-    image.write(&mut queue, footer_at, device.is_some());
-    Ok(Create { queue, is_new: there.is_none(), failed: None })
+    image.write(&mut rest, footer_at, device.is_some());
+    Ok(Create { queue, rest: Some(rest), is_new: there.is_none(), failed: None })
 }
 
 /// A new image as steps.
 #[derive(Debug)]
 pub struct Create {
     queue: Steps,
+    /// All steps behind those that make room for them.
+    rest: Option<Steps>,
     is_new: bool,
     failed: Option<Error>,
 }
@@ -153,15 +158,22 @@ impl Plan for Create {
     }
 
     fn advance(&mut self, _files: &dyn Files) -> Result<bool> {
-        self.failed.take().map_or(Ok(false), Err)
+        match (self.failed.take(), self.rest.take()) {
+            (Some(error), _) => Err(error),
+            (None, Some(rest)) => {
+                self.queue = rest;
+                Ok(true)
+            }
+            (None, None) => Ok(false),
+        }
     }
 
     fn failed(&mut self, error: Error) -> Result<()> {
         // The second time it is the removal that failed; what matters is why it was tried.
         let error = self.failed.take().unwrap_or(error);
         self.queue.clear();
-        let is_there = error.errno() == errno::EEXIST;
-        if !self.is_new || is_there {
+        // What was there before stays, and what could not be made is not there.
+        if !self.is_new || self.rest.is_some() {
             return Err(error);
         }
         self.is_new = false;

@@ -5,6 +5,7 @@
 
 mod coalesce;
 mod compact;
+mod create;
 mod fill;
 mod golden;
 mod hostile;
