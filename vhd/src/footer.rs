@@ -340,11 +340,13 @@ pub fn check(bytes: &[u8; FOOTER_SIZE], now: Timestamp) -> Option<&'static str> 
     complaints.iter().find(|(is_true, _)| *is_true).map(|(_, complaint)| *complaint)
 }
 
-/// More than the size and the rest of its last cylinder: QEMU rounds up where it was told to keep
-/// the size as it is, and such disks are sound.
+/// More than the size and the rest of its last cylinder: such disks are sound. The largest geometry
+/// that there is says nothing: QEMU writes it where it was told to keep the size as it is.
 fn is_geometry_too_large(footer: &Footer) -> bool {
     let sectors = footer.current_size.div_ceil(512);
-    footer.geometry.total() >= sectors.saturating_add(footer.geometry.cylinder().max(1))
+    let is_largest = footer.geometry == Geometry { cylinders: 65_535, heads: 16, sectors: 255 };
+    !is_largest
+        && footer.geometry.total() >= sectors.saturating_add(footer.geometry.cylinder().max(1))
 }
 
 #[cfg(test)]

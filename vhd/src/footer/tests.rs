@@ -107,6 +107,17 @@ fn takes_a_geometry_that_is_rounded_up_to_a_cylinder() {
 }
 
 #[test]
+fn takes_the_largest_geometry_for_none() {
+    // As QEMU 7.2 writes it with force_size, for every size.
+    let geometry = Geometry { cylinders: 65_535, heads: 16, sectors: 255 };
+    let footer = Footer { current_size: 512, geometry, ..dynamic() };
+    assert_eq!(check(&footer.emit(), Timestamp(1000)), None);
+    let geometry = Geometry { cylinders: 65_534, ..geometry };
+    let footer = Footer { geometry, ..footer };
+    assert_eq!(check(&footer.emit(), Timestamp(1000)), Some("geometry too large"));
+}
+
+#[test]
 fn takes_the_old_checksum_without_hidden_from_old_versions_only() {
     for (version, is_taken) in [(0x0001_0001_u32, true), (0x0000_0001, true), (0x0001_0003, false)]
     {
