@@ -65,11 +65,13 @@ impl<T: Copy + Default> Row<T> {
     /// When as many wait as may.
     #[inline(always)]
     pub(crate) fn push(&mut self, item: T) {
-        if self.end == self.table.len() {
-            self.move_to_front();
+        // One look at the bound, and no sum above it.
+        if let Some(place) = self.table.get_mut(self.end) {
+            *place = item;
+            self.end = self.end.wrapping_add(1);
+        } else {
+            self.push_to_front(item);
         }
-        self.table[self.end] = item;
-        self.end += 1;
     }
 
     /// Puts one before all that wait.
@@ -94,7 +96,7 @@ impl<T: Copy + Default> Row<T> {
             return None;
         }
         let item = self.table[self.first];
-        self.first += 1;
+        self.first = self.first.wrapping_add(1);
         if self.first == self.end {
             (self.first, self.end) = (0, 0);
         }
@@ -107,12 +109,15 @@ impl<T: Copy + Default> Row<T> {
         (self.first, self.end) = (0, 0);
     }
 
+    /// Moves all that wait to the front of the table, and appends one.
     #[cold]
     #[inline(never)]
-    fn move_to_front(&mut self) {
+    fn push_to_front(&mut self, item: T) {
         assert!(self.first > 0, "a row of this capacity is full");
         self.table.copy_within(self.first.., 0);
-        (self.first, self.end) = (0, self.end - self.first);
+        let len = self.end - self.first;
+        self.table[len] = item;
+        (self.first, self.end) = (0, len + 1);
     }
 }
 
