@@ -155,7 +155,8 @@ impl Server {
         let socket = run.join(format!("nbd{pid}.{minor}"));
         let control = run.join(format!("ctl{pid}"));
         let server = Self { pid, socket, tap: Some((run.clone(), minor)), child: Some(child) };
-        wait::until(LIMIT, "the control socket", || control.exists().then_some(()))?;
+        // It is there before anybody listens.
+        wait::until(LIMIT, "the control socket", || UnixStream::connect(&control).ok())?;
         let (pid, minor, image) = (pid.to_string(), minor.to_string(), image_argument(ground));
         let disk = ["-p", pid.as_str(), "-m", minor.as_str()];
         command::capture(tap_ctl(&run).arg("attach").args(disk))?;
