@@ -40,6 +40,11 @@ pub(super) fn bars(stats: &Value, kind: &str) -> String {
 fn below(upper_us: u64) -> String {
     match upper_us {
         upper if upper < 1000 => format!("<{upper} us"),
+        // With a tenth: the bounds are powers of two, and 1.1, 2.1, 4.1 look like it.
+        upper if upper < 10_000 => {
+            let tenths = upper.div_ceil(100);
+            format!("<{}.{} ms", tenths / 10, tenths % 10)
+        }
         upper if upper < 1_000_000 => format!("<{} ms", upper.div_ceil(1000)),
         upper => format!("<{} s", upper.div_ceil(1_000_000)),
     }
@@ -59,7 +64,7 @@ mod tests {
         assert_eq!(lines.len(), 4, "{text}");
         assert_eq!(lines[1], format!(" <128 us |{} 40", "#".repeat(40)));
         assert_eq!(lines[2], format!(" <256 us |{} 20", "#".repeat(20)));
-        assert_eq!(lines[3], "   <5 ms |# 1");
+        assert_eq!(lines[3], " <4.1 ms |# 1");
     }
 
     #[test]
