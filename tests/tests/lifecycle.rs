@@ -228,6 +228,18 @@ fn relative_directories_are_those_of_the_caller() {
 }
 
 #[test]
+fn an_image_that_is_not_there_is_named_as_the_daemon_looked_for_it() {
+    let host = Host::new();
+    // It is there, but not where a daemon in the background looks.
+    let _image = host.image("disk", 1 << 20);
+    let mut command = host.command("tap-ctl");
+    command.args(["create", "-a", "aio:disk"]).env("TAP_CTL_ERRORS", "long");
+    let ran = Ran::from(command.output().unwrap());
+    assert_eq!(ran.status, 2, "{ran:?}");
+    assert!(ran.stderr.contains("(/disk)"), "{ran:?}");
+}
+
+#[test]
 fn a_daemon_that_cannot_start_says_why() {
     use std::os::unix::fs::PermissionsExt;
     let host = Host::new();

@@ -300,6 +300,12 @@ impl ImageSpec {
         Ok(Self { kind, path: PathBuf::from(std::ffi::OsStr::from_bytes(path)) })
     }
 
+    /// The path as an error names it: a relative one from the directory of this process, because
+    /// whoever wrote it was in another one.
+    fn named_path(&self) -> PathBuf {
+        std::path::absolute(&self.path).unwrap_or_else(|_| self.path.clone())
+    }
+
     /// Its type.
     #[must_use]
     pub fn kind(&self) -> &'static ImageType {
@@ -316,7 +322,7 @@ impl ImageSpec {
         let open = kind.open.ok_or_else(|| {
             DiskError::new(Errno::ENOSYS, format!("Image type {:?} is not implemented", kind.name))
         })?;
-        open(&self.path, flags, queue).map_err(|error| error.at(&self.path))
+        open(&self.path, flags, queue).map_err(|error| error.at(&self.named_path()))
     }
 }
 
