@@ -60,10 +60,14 @@ static COUNTING: Counting = Counting;
 
 /// Of one door on one engine: six of them make the million.
 const REQUESTS: u64 = 170_000;
+/// Of each VHD: they wait for flushes.
+const VHD_REQUESTS: u64 = 10_000;
 /// Before it is counted.
 const WARM_UP: u64 = 3_000;
 const DISK_BYTES: u64 = 4 << 20;
 const SECTORS: u64 = DISK_BYTES / 512;
+/// Of a VHD: 64 blocks.
+const VHD_BYTES: u64 = 128 << 20;
 const DEPTH: u64 = 32;
 /// Of an NBD request, in bytes.
 const PAYLOAD_MAX: u64 = 128 << 10;
@@ -71,6 +75,9 @@ const PAYLOAD_MAX: u64 = 128 << 10;
 /// A folder of its own, with an image in it.
 struct Ground {
     folder: PathBuf,
+    /// `type:path`.
+    image: String,
+    sectors: u64,
 }
 
 impl Ground {
@@ -79,11 +86,23 @@ impl Ground {
         std::fs::create_dir(&folder).unwrap();
         let image = File::create(folder.join("image")).unwrap();
         image.write_all_at(&vec![0x5a; usize::try_from(DISK_BYTES).unwrap()], 0).unwrap();
-        Self { folder }
+        let image = format!("aio:{}", folder.join("image").display());
+        Self { folder, image, sectors: SECTORS }
     }
 
-    fn image(&self) -> String {
-        format!("aio:{}", self.folder.join("image").display())
+    /// A VHD in which first writes do not come to an end: a child of the raw image, or a dynamic
+    /// one whose blocks are freed again and again.
+    fn vhd(name: &str, has_parent: bool) -> Self {
+        let mut ground = Self::new(name);
+        let leaf = ground.folder.join("leaf.vhd");
+        if has_parent {
+            tapdisk_tests::vhd::child(&leaf, VHD_BYTES, &ground.folder.join("image"));
+        } else {
+            tapdisk_tests::vhd::dynamic(&leaf, VHD_BYTES);
+        }
+        ground.image = format!("vhd:{}", leaf.display());
+        ground.sectors = VHD_BYTES / 512;
+        ground
     }
 }
 
@@ -94,10 +113,10 @@ impl Drop for Ground {
 }
 
 /// Runs `some` requests for each call, first the warm-up, and returns what the rest allocated.
-fn counted(mut some: impl FnMut(u64)) -> u64 {
+fn counted(count: u64, mut some: impl FnMut(u64)) -> u64 {
     some(WARM_UP);
     let before = ALLOCATIONS.get();
-    some(REQUESTS);
+    some(count);
     ALLOCATIONS.get() - before
 }
 
@@ -106,10 +125,10 @@ fn ring(engine: EngineKind) -> u64 {
     let (ring, device) =
         sim::create(SimOptions { driver: Driver::Dkms, ..SimOptions::default() }).unwrap();
     let mut rig = Rig::new(&ground.folder, engine, Some(ring)).unwrap();
-    rig.open(&ground.image()).unwrap();
+    rig.open(&ground.image).unwrap();
     let mut random = Random::new(7);
     let data = [0x33; 11 * 4096];
-    let allocated = counted(|requests| {
+    let allocated = counted(REQUESTS, |requests| {
         let (mut submitted, mut ended) = (0, 0);
         while ended < requests {
             while submitted < requests && submitted - ended < DEPTH {
@@ -238,29 +257,32 @@ impl Client {
     }
 }
 
-fn nbd(engine: EngineKind) -> u64 {
-    let ground = Ground::new(&format!("nbd-{engine}"));
+fn nbd(engine: EngineKind, ground: &Ground, count: u64) -> u64 {
     let mut rig = Rig::new(&ground.folder, engine, None).unwrap();
-    rig.open(&ground.image()).unwrap();
+    rig.open(&ground.image).unwrap();
     let path = rig.nbd_path().to_owned();
     let mut client = Client::connect(&mut rig, &path);
     let mut random = Random::new(11);
     let data = vec![0x44; usize::try_from(PAYLOAD_MAX).unwrap()];
     // By cookie modulo its length: what follows the reply.
     let mut lengths = [0_u32; 1024];
-    let allocated = counted(|requests| {
+    let allocated = counted(count, |requests| {
         let (mut queued, mut answered) = (0, 0);
         while answered < requests {
             while client.sent == 0 && queued < requests && queued - answered < DEPTH {
                 let sectors =
                     if random.below(50) == 0 { PAYLOAD_MAX / 512 } else { 1 + random.below(32) };
-                let offset = random.below(SECTORS - sectors) * 512;
+                let offset = random.below(ground.sectors - sectors) * 512;
                 let len = u32::try_from(sectors * 512).unwrap();
                 let cookie = queued % 1024;
                 let number = usize::try_from(cookie).unwrap();
                 lengths[number] = 0;
                 match random.below(128) {
                     0 => client.queue(0, FLUSH, cookie, 0, 0, &[]),
+                    1 if ground.sectors > SECTORS => {
+                        // A whole block of a VHD.
+                        client.queue(0, TRIM, cookie, offset & !((2 << 20) - 1), 2 << 20, &[]);
+                    }
                     1 => client.queue(0, TRIM, cookie, offset & !4095, 4096, &[]),
                     2 => client.queue(0, WRITE_ZEROES, cookie, offset & !4095, 4096, &[]),
                     3 => client.queue(FUA, WRITE, cookie, offset, len, &data[..len as usize]),
@@ -292,7 +314,17 @@ fn a_million_mixed_requests_allocate_nothing() {
             continue;
         }
         assert_eq!(ring(engine), 0, "allocations behind the ring on {engine}");
-        assert_eq!(nbd(engine), 0, "allocations behind NBD on {engine}");
+        let ground = Ground::new(&format!("nbd-{engine}"));
+        assert_eq!(nbd(engine, &ground, REQUESTS), 0, "allocations behind NBD on {engine}");
+    }
+}
+
+#[test]
+fn first_writes_to_vhds_allocate_nothing() {
+    for has_parent in [false, true] {
+        let ground = Ground::vhd(&format!("vhd-{has_parent}"), has_parent);
+        let allocated = nbd(EngineKind::Aio, &ground, VHD_REQUESTS);
+        assert_eq!(allocated, 0, "allocations of a VHD, with a parent: {has_parent}");
     }
 }
 
