@@ -33,7 +33,7 @@ fn run(
     if kind == Kind::Aio {
         return query_raw(console, options, path);
     }
-    let reading = if options.has(b'b') { Reading::LenientCopy } else { Reading::Lenient };
+    let reading = if options.has(b'b') { Reading::StrictCopy } else { Reading::Strict };
     let image = match image::open(path, reading) {
         Ok(image) => image,
         Err(error) => return not_open(console, path, &error),

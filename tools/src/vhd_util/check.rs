@@ -82,7 +82,11 @@ fn run(console: &mut Console, options: &Options) -> Result<(), Failure> {
         // The leaf is called as it was named.
         let name = if number == 0 { path } else { &one.path };
         if let Some(finding) = one.report.invalid() {
-            return refuse(console, name, one, finding);
+            let refused = refuse(console, name, one, finding);
+            if number > 0 {
+                console.print(format!("error checking parents: {}\n", -finding.errno()))?;
+            }
+            return refused;
         }
         if !options.has(b's') && one.report.footer.is_some_and(|it| it.disk_type.has_blocks()) {
             console.print(format!("{} is valid\n", name.display()))?;
@@ -128,7 +132,10 @@ fn refuse(
     one: &Checked<ImageFile>,
     finding: &Finding,
 ) -> Result<(), Failure> {
-    console.print(format!("{finding}\n"))?;
+    // As ever: that it cannot be opened is said below.
+    if finding.code() != "load" {
+        console.print(format!("{finding}\n"))?;
+    }
     console.print(format!("{} appears invalid; dumping metadata\n", name.display()))?;
     match image::open(name, Reading::Lenient) {
         Err(error) => read::not_open(console, name, error.errno(), Numbers::default())?,

@@ -33,13 +33,15 @@ pub(crate) enum Reading {
     LenientCopy,
     /// Only what can be served.
     Strict,
+    /// The same, by the copy of the footer at the start.
+    StrictCopy,
 }
 
 impl Reading {
     fn options(self) -> LoadOptions {
         LoadOptions {
-            footer_copy_only: self == Self::LenientCopy,
-            for_inspection: self != Self::Strict,
+            footer_copy_only: matches!(self, Self::LenientCopy | Self::StrictCopy),
+            for_inspection: matches!(self, Self::Lenient | Self::LenientCopy),
         }
     }
 }
@@ -143,6 +145,11 @@ pub(crate) fn chain(path: &Path, options: ChainOptions) -> Result<Chain<ImageFil
     Chain::open(&LocalHost, path, &gate(path)?, options)
 }
 
+/// Whether something else is where a batmap's header should be: QEMU puts its first block there.
+fn is_no_batmap(error: &Error) -> bool {
+    matches!(error.kind(), ErrorKind::Cookie { .. } | ErrorKind::Version { .. })
+}
+
 /// How a type is called in JSON.
 pub(crate) fn type_name(disk_type: DiskType) -> &'static str {
     match disk_type {
@@ -214,9 +221,9 @@ impl Image {
     pub(crate) fn marker(&self) -> Result<u8> {
         match self.batmap_header() {
             Ok(Some(header)) => Ok(header.marker),
-            Err(error) if matches!(error.kind(), ErrorKind::Io { .. }) => Err(error),
             // What is in its place says nothing.
-            Err(_) => Ok(0),
+            Err(error) if is_no_batmap(&error) => Ok(0),
+            Err(error) => Err(error),
             Ok(None) => Ok(attribute::get(&self.path, "marker")
                 .map_or(0, |it| it.first().copied().unwrap_or(0))),
         }
@@ -224,7 +231,10 @@ impl Image {
 
     /// What recognises the key of an encrypted image.
     pub(crate) fn keyhash(&self) -> Result<Option<KeyHash>> {
-        Ok(self.batmap_header()?.and_then(|header| header.keyhash))
+        match self.batmap_header() {
+            Err(error) if is_no_batmap(&error) => Ok(None),
+            header => Ok(header?.and_then(|header| header.keyhash)),
+        }
     }
 
     /// The path of the parent.

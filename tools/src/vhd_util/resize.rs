@@ -87,15 +87,19 @@ fn run(console: &mut Console, options: &Options) -> Result<(), Failure> {
     }
     let mut files = files.and_new_journal(journal);
     let is_smaller = size < current && !is_fixed;
-    let plan: vhd::Result<Box<dyn Plan>> = if is_smaller && options.has_long("--shrink") {
+    if is_smaller && !options.has_long("--shrink") {
+        console.print("dynamic shrink not fully implemented\nresize failed: -38\n")?;
+        return Err(Failure::new(
+            Errno::ENOSYS,
+            "What is past the new end would be lost: --shrink",
+        ));
+    }
+    let plan: vhd::Result<Box<dyn Plan>> = if is_smaller {
         shrink(&files, size).map(|steps| Box::new(steps) as Box<dyn Plan>)
     } else {
         resize(&files, size)
     };
     let plan = plan.map_err(|error| image::failure(path, &error));
-    if is_smaller && plan.is_err() {
-        console.print("dynamic shrink not fully implemented\n")?;
-    }
     let watch = Watch::long("resize", options, 1)?;
     let done = plan.and_then(|mut plan| perform(console, plan.as_mut(), &mut files, watch));
     match done {

@@ -39,7 +39,8 @@ pub(super) fn lines(rows: &[Row]) -> Vec<Line> {
     }
     let is_hidden = |index: usize| rows[index].result.as_ref().is_ok_and(|it| it.hidden != 0);
     let name = |index: usize| rows[index].target.canonical.as_deref();
-    roots.sort_by_key(|(index, _)| name(*index));
+    // As ever: here it is the hidden ones that come first.
+    roots.sort_by_key(|(index, _)| (!is_hidden(*index), name(*index)));
     for children in &mut children {
         children.sort_by_key(|index| (is_hidden(*index), name(*index)));
     }
