@@ -182,7 +182,7 @@ impl Plan {
     /// else without.
     ///
     /// # Errors
-    /// [`crate::Error::Unavailable`] when QEMU or a package cannot be had; else what failed, with
+    /// [`crate::VmError::Unavailable`] when QEMU or a package cannot be had; else what failed, with
     /// the end of the console's log.
     pub fn boot(&self) -> Result<Machine> {
         qemu::boot(self)
