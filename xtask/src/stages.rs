@@ -152,7 +152,8 @@ fn test_all(clock: &mut Clock) -> Result<()> {
     })?;
     clock.table();
     println!("{} cargo test", command::time_of_day());
-    command::run(cargo_test().arg("--workspace"))
+    // All of them, also after one that failed: a run says everything that is wrong.
+    command::run(cargo_test().args(["--workspace", "--no-fail-fast"]))
 }
 
 /// What every stage needs: the programs of others, and ours, which the tests start.
