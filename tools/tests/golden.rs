@@ -34,6 +34,11 @@ const DEVIATIONS: &[(&str, &str)] = &[
     ("bad-trunc-512", " scan -f"),
     ("bad-ft-curr0", " -b 0 -c 5"),
     ("bad-ft-ver01", ""),
+    // What cannot be served says nothing of its parent and its key.
+    ("bad-ft-type", " query vhd "),
+    ("bad-ft-type", " key -p"),
+    ("bad-ft-ffver", " query vhd "),
+    ("bad-ft-ffver", " key -p"),
     // More is found, or said of what is found; sectors are counted right.
     ("bad-bat-max", " check "),
     ("bad-bitmap-clear", " check -n a.vhd -b"),

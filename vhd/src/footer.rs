@@ -341,11 +341,13 @@ pub fn check(bytes: &[u8; FOOTER_SIZE], now: Timestamp) -> Option<&'static str> 
 }
 
 /// More than the size and the rest of its last cylinder: such disks are sound. The largest geometry
-/// that there is says nothing: QEMU writes it where it was told to keep the size as it is.
+/// that there is says nothing in a disk of others: QEMU writes it where it was told to keep the size
+/// as it is. This family of programs writes none that is too large.
 fn is_geometry_too_large(footer: &Footer) -> bool {
     let sectors = footer.current_size.div_ceil(512);
     let is_largest = footer.geometry == Geometry { cylinders: 65_535, heads: 16, sectors: 255 };
-    !is_largest
+    let says_nothing = is_largest && footer.creator != CREATOR;
+    !says_nothing
         && footer.geometry.total() >= sectors.saturating_add(footer.geometry.cylinder().max(1))
 }
 

@@ -107,11 +107,13 @@ fn takes_a_geometry_that_is_rounded_up_to_a_cylinder() {
 }
 
 #[test]
-fn takes_the_largest_geometry_for_none() {
+fn takes_the_largest_geometry_of_other_creators_for_none() {
     // As QEMU 7.2 writes it with force_size, for every size.
     let geometry = Geometry { cylinders: 65_535, heads: 16, sectors: 255 };
-    let footer = Footer { current_size: 512, geometry, ..dynamic() };
+    let footer = Footer { current_size: 512, geometry, creator: *b"qem2", ..dynamic() };
     assert_eq!(check(&footer.emit(), Timestamp(1000)), None);
+    let ours = Footer { creator: CREATOR, ..footer.clone() };
+    assert_eq!(check(&ours.emit(), Timestamp(1000)), Some("geometry too large"));
     let geometry = Geometry { cylinders: 65_534, ..geometry };
     let footer = Footer { geometry, ..footer };
     assert_eq!(check(&footer.emit(), Timestamp(1000)), Some("geometry too large"));
