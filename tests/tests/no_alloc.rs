@@ -264,8 +264,9 @@ fn nbd(engine: EngineKind, ground: &Ground, count: u64) -> u64 {
     let mut client = Client::connect(&mut rig, &path);
     let mut random = Random::new(11);
     let data = vec![0x44; usize::try_from(PAYLOAD_MAX).unwrap()];
-    // By cookie modulo its length: what follows the reply.
-    let mut lengths = [0_u32; 1024];
+    // By cookie: what follows the reply. One for each request: a write that waits for a flush may be
+    // overtaken by any number of others.
+    let mut lengths = vec![0_u32; usize::try_from(count.max(WARM_UP)).unwrap()];
     let allocated = counted(count, |requests| {
         let (mut queued, mut answered) = (0, 0);
         while answered < requests {
@@ -274,7 +275,7 @@ fn nbd(engine: EngineKind, ground: &Ground, count: u64) -> u64 {
                     if random.below(50) == 0 { PAYLOAD_MAX / 512 } else { 1 + random.below(32) };
                 let offset = random.below(ground.sectors - sectors) * 512;
                 let len = u32::try_from(sectors * 512).unwrap();
-                let cookie = queued % 1024;
+                let cookie = queued;
                 let number = usize::try_from(cookie).unwrap();
                 lengths[number] = 0;
                 match random.below(128) {

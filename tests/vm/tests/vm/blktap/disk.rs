@@ -92,7 +92,8 @@ fn a_disk_of_larger_sectors_has_larger_sectors() {
     lab.sh(&format!(
         "set -e
          [ $(blockdev --getss {device}) = 4096 ]; [ $(blockdev --getsize64 {device}) = 67108864 ]
-         dd if={device} bs=512 count=1 iflag=direct && exit 9
+         fio --name=small --filename={device} --size=64k --rw=read --bs=512 --direct=1 \
+             --ioengine=psync >/dev/null 2>&1 && exit 9
          mkfs.ext4 -q {device}; mount {device} /mnt; cp -a /usr/bin /mnt; umount /mnt
          e2fsck -fn {device}"
     ));
