@@ -264,8 +264,8 @@ fn nbd(engine: EngineKind, ground: &Ground, count: u64) -> u64 {
     let mut client = Client::connect(&mut rig, &path);
     let mut random = Random::new(11);
     let data = vec![0x44; usize::try_from(PAYLOAD_MAX).unwrap()];
-    // By cookie: what follows the reply. One for each request: a write that waits for a flush may be
-    // overtaken by any number of others.
+    // By cookie: what follows the reply. One for each request: a write that waits for a flush may
+    // be overtaken by any number of others.
     let mut lengths = vec![0_u32; usize::try_from(count.max(WARM_UP)).unwrap()];
     let allocated = counted(count, |requests| {
         let (mut queued, mut answered) = (0, 0);

@@ -341,8 +341,8 @@ pub fn check(bytes: &[u8; FOOTER_SIZE], now: Timestamp) -> Option<&'static str> 
 }
 
 /// More than the size and the rest of its last cylinder: such disks are sound. The largest geometry
-/// that there is says nothing in a disk of others: QEMU writes it where it was told to keep the size
-/// as it is. This family of programs writes none that is too large.
+/// that there is says nothing in a disk of others: QEMU writes it where it was told to keep the
+/// size as it is. This family of programs writes none that is too large.
 fn is_geometry_too_large(footer: &Footer) -> bool {
     let sectors = footer.current_size.div_ceil(512);
     let is_largest = footer.geometry == Geometry { cylinders: 65_535, heads: 16, sectors: 255 };
