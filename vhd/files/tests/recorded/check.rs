@@ -24,6 +24,7 @@ const DEVIATIONS: [(&str, &str); 9] = [
     ("diff-raw-odd", "it leaves out a last block that is not whole"),
     ("diff-small-parent", "it takes sectors past the end of the parent for the parent's"),
     ("foreign-bs512k", "it counts in blocks of 2 MiB"),
+    ("foreign-win-dyn", "the largest geometry says nothing in a disk of another creator"),
 ];
 
 struct Wanted {
