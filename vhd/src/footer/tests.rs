@@ -112,7 +112,7 @@ fn takes_the_largest_geometry_of_other_creators_for_none() {
     let geometry = Geometry { cylinders: 65_535, heads: 16, sectors: 255 };
     let footer = Footer { current_size: 512, geometry, creator: *b"qem2", ..dynamic() };
     assert_eq!(check(&footer.emit(), Timestamp(1000)), None);
-    let ours = Footer { creator: CREATOR, ..footer.clone() };
+    let ours = Footer { creator: CREATOR, ..footer };
     assert_eq!(check(&ours.emit(), Timestamp(1000)), Some("geometry too large"));
     let geometry = Geometry { cylinders: 65_534, ..geometry };
     let footer = Footer { geometry, ..footer };
