@@ -3,6 +3,7 @@
 //! Each command installs what it needs where it can (Debian, as root) and says what is missing
 //! where it cannot. Standard library and `serde_json` only: it is built before everything else.
 
+mod background;
 mod bench;
 mod command;
 mod demo;

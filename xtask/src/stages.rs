@@ -10,6 +10,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use crate::Result;
+use crate::background::Background;
 use crate::{command, fuzz, packages};
 
 /// A part of the tests that can be run alone.
@@ -45,6 +46,9 @@ const FOLDERS: [(&str, &str); 8] = [
     ("tapdisk-tests", "tests/tests"),
     ("tapdisk-vm", "tests/vm/tests"),
 ];
+
+/// The package whose tests boot machines.
+const MACHINES: &str = "tapdisk-vm";
 
 /// The stages, in the order in which they run.
 pub(crate) fn all() -> Result<Vec<Stage>> {
@@ -143,7 +147,8 @@ pub(crate) fn check(arguments: &[String]) -> Result<()> {
     test_all(&mut clock)
 }
 
-/// All stages. `cargo test --workspace` covers every one but fuzz, and comes last.
+/// All stages. `cargo test` covers every one but fuzz, and comes last: twice at the same time, as the
+/// machines of the `vm` and `xen` stages keep one processor busy and most other tests another.
 fn test_all(clock: &mut Clock) -> Result<()> {
     prepare(clock)?;
     run_fuzz(clock)?;
@@ -151,9 +156,17 @@ fn test_all(clock: &mut Clock) -> Result<()> {
         command::run(&mut command::cargo(["test", "--workspace", "--no-run", "--quiet"]))
     })?;
     clock.table();
-    println!("{} cargo test", command::time_of_day());
+    let machines = Background::start(
+        cargo_test().args(["-p", MACHINES, "--no-fail-fast"]),
+        command::target("debug").join("machines.log"),
+    )?;
+    println!("{} cargo test, its stages vm and xen beside the others", command::time_of_day());
     // All of them, also after one that failed: a run says everything that is wrong.
-    command::run(cargo_test().args(["--workspace", "--no-fail-fast"]))
+    let others =
+        command::run(cargo_test().args(["--workspace", "--exclude", MACHINES, "--no-fail-fast"]));
+    println!("\n{} waiting for the stages vm and xen", command::time_of_day());
+    let ends: Vec<String> = [others, machines.end()].into_iter().filter_map(Result::err).collect();
+    if ends.is_empty() { Ok(()) } else { Err(ends.join("\n")) }
 }
 
 /// What every stage needs: the programs of others, and ours, which the tests start.
