@@ -24,7 +24,11 @@ libfuzzer_sys::fuzz_target!(|input: &[u8]| {
         ..CheckOptions::default()
     };
     let report = check(&file, options, Timestamp(1 << 29));
-    let load = LoadOptions { footer_copy_only: flags & 32 != 0, for_inspection: flags & 64 != 0 };
+    let load = LoadOptions {
+        footer_copy_only: flags & 32 != 0,
+        for_inspection: flags & 64 != 0,
+        any_bit_order: flags & 128 != 0,
+    };
     let Ok(image) = Image::load(&file, load) else { return };
     let _ = (image.hidden(), image.is_encrypted(), image.batmap(), image.end_of_data());
     for number in 0..9 {

@@ -44,6 +44,9 @@ pub struct LoadOptions {
     /// Load what cannot be served too, for a tool that shows it: an image whose resize was
     /// interrupted, another version or type.
     pub for_inspection: bool,
+    /// With that, also one whose bitmaps are in the old bit order, which nobody reads any more: all
+    /// but its data can be told.
+    pub any_bit_order: bool,
 }
 
 /// An image.
@@ -95,10 +98,10 @@ impl<R: ReadAt> Image<R> {
         let length = source.length()?;
         let (place, raw_footer) = find_footer(&source, length, options.footer_copy_only)?;
         let footer = Footer::parse(&raw_footer)?;
-        if options.for_inspection {
-            footer.refuse_other_bit_order()?;
-        } else {
-            footer.refuse_unservable()?;
+        match options {
+            LoadOptions { for_inspection: false, .. } => footer.refuse_unservable()?,
+            LoadOptions { any_bit_order: false, .. } => footer.refuse_other_bit_order()?,
+            _ => {}
         }
         let mut header = None;
         if footer.disk_type.has_blocks() {

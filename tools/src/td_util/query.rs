@@ -7,7 +7,7 @@ use std::path::Path;
 use super::{Command, Kind};
 use crate::console::{Console, Failure};
 use crate::options::Options;
-use crate::vhd_util::image::{self, Image, Reading};
+use crate::vhd_util::image::{self, Image};
 
 pub(super) const COMMAND: Command = Command {
     name: "query",
@@ -33,8 +33,7 @@ fn run(
     if kind == Kind::Aio {
         return query_raw(console, options, path);
     }
-    let reading = if options.has(b'b') { Reading::StrictCopy } else { Reading::Strict };
-    let image = match image::open(path, reading) {
+    let image = match image::open_whole(path, options.has(b'b')) {
         Ok(image) => image,
         Err(error) => return not_open(console, path, &error),
     };

@@ -31,17 +31,18 @@ pub(crate) enum Reading {
     Lenient,
     /// The same, by the copy of the footer at the start.
     LenientCopy,
+    /// The same, also one whose bitmaps nobody reads any more: to be listed.
+    Listing,
     /// Only what can be served.
     Strict,
-    /// The same, by the copy of the footer at the start.
-    StrictCopy,
 }
 
 impl Reading {
     fn options(self) -> LoadOptions {
         LoadOptions {
-            footer_copy_only: matches!(self, Self::LenientCopy | Self::StrictCopy),
-            for_inspection: matches!(self, Self::Lenient | Self::LenientCopy),
+            footer_copy_only: matches!(self, Self::LenientCopy | Self::Listing),
+            for_inspection: self != Self::Strict,
+            any_bit_order: self == Self::Listing,
         }
     }
 }
@@ -97,6 +98,16 @@ impl Deref for Image {
 /// Opens one.
 pub(crate) fn open(path: &Path, reading: Reading) -> Result<Image> {
     load(path, Store::File(ImageFile::open(path)?), reading)
+}
+
+/// Opens one to be told about, by the copy of its footer if that is asked for. Only an interrupted
+/// resize is refused: until it is finished or reverted nothing is as the footer says.
+pub(crate) fn open_whole(path: &Path, by_copy: bool) -> Result<Image> {
+    let image = open(path, if by_copy { Reading::LenientCopy } else { Reading::Lenient })?;
+    if image.footer().is_poisoned {
+        return Err(ErrorKind::Poisoned.into());
+    }
+    Ok(image)
 }
 
 /// Opens one that starts with this piece of a physical volume.
@@ -211,10 +222,10 @@ impl Image {
             return Err(ErrorKind::Field { part, field: "type", found: code, wanted }.into());
         }
         let count = self.block_count()?;
-        match count.checked_sub(1) {
-            Some(last) => self.bat_entry(vhd::units::BlockIndex(last)).map(drop),
-            None => Ok(()),
-        }
+        let Some(last) = count.checked_sub(1) else { return Ok(()) };
+        let entry = self.bat_entry(vhd::units::BlockIndex(last)).map(drop);
+        // What is missing is a part of the table, or all of it: not only its last entry.
+        entry.or_else(|_| self.bat().map(drop))
     }
 
     /// Free for a storage manager: of the batmap's header, or an attribute of the file.

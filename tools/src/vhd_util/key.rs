@@ -138,7 +138,7 @@ fn set(
 }
 
 fn keyhash(path: &Path) -> Result<Option<KeyHash>, Failure> {
-    let image = image::open(path, Reading::Strict);
+    let image = image::open_whole(path, false);
     image.and_then(|image| image.keyhash()).map_err(|error| image::failure(path, &error))
 }
 

@@ -91,6 +91,9 @@ fn run(console: &mut Console, options: &Options) -> Result<(), Failure> {
     scan.finish()
 }
 
+/// Of the copy of the footer and the header, which comes behind it.
+const BOTH_SIZE: u64 = 1536;
+
 /// A line.
 #[derive(Debug)]
 struct Row {
@@ -208,9 +211,14 @@ impl Scan<'_> {
         }
         let reading = match (&target.source, self.how.is_fast) {
             (Source::File(_), false) => Reading::Lenient,
-            _ => Reading::LenientCopy,
+            _ => Reading::Listing,
         };
-        let image = target.open(reading).map_err(|error| (error.errno(), "opening file"))?;
+        let image = target.open(reading).map_err(|error| {
+            // As ever: the footer and the header are one read then.
+            let is_short = reading == Reading::Listing && (1..BOTH_SIZE).contains(&target.size);
+            let errno = if is_short { Errno::EIO as i32 } else { error.errno() };
+            (errno, "opening file")
+        })?;
         let hidden = image.hidden().map_err(|error| (error.errno(), "checking 'hidden' field"))?;
         let parent = self.parent(target, &image)?;
         let (mut marker, mut keyhash) = (0, String::new());

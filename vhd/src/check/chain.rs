@@ -47,6 +47,7 @@ pub fn check_chain<H: Host>(
         let load = LoadOptions {
             for_inspection: true,
             footer_copy_only: !report.has_end_footer && report.footer.is_some(),
+            any_bit_order: false,
         };
         let image = Image::load(file, load).ok();
         let mut parent = None;

@@ -180,8 +180,9 @@ impl<R: ReadAt> Checker<'_, R> {
 
     /// The table, the blocks, and the batmap over them.
     fn blocks(&mut self) -> Result<(), Finding> {
+        let footer_copy_only = !self.report.has_end_footer;
         let options =
-            LoadOptions { for_inspection: true, footer_copy_only: !self.report.has_end_footer };
+            LoadOptions { for_inspection: true, footer_copy_only, ..LoadOptions::default() };
         let caused = |kind: Kind| move |error: Error| Finding::caused(kind, error);
         let image = Image::load(self.source, options).map_err(caused(Kind::EndOfMetadata))?;
         let batmap = image.batmap().map_err(caused(Kind::EndOfMetadata))?;

@@ -74,6 +74,21 @@ fn loads_what_cannot_be_served_for_inspection_only() {
 }
 
 #[test]
+fn loads_bitmaps_in_the_old_bit_order_to_be_listed_only() {
+    let footer = Footer { creator_version: 1, ..two_blocks().footer() };
+    let mut file = two_blocks().make();
+    put(&mut file, 0, &footer.emit());
+    let end = file.len() as u64 - 512;
+    put(&mut file, end, &footer.emit());
+    let mut options = LoadOptions { for_inspection: true, ..LoadOptions::default() };
+    assert_eq!(Image::load(&file, options).unwrap_err().kind(), &ErrorKind::CreatorVersion(1));
+    options.any_bit_order = true;
+    assert_eq!(Image::load(&file, options).unwrap().footer().creator_version, 1);
+    options.for_inspection = false;
+    assert!(Image::load(&file, options).is_err());
+}
+
+#[test]
 fn a_batmap_that_qemu_has_overwritten_is_none() {
     let mut file = two_blocks().make();
     let image = load(&file).unwrap();

@@ -47,6 +47,7 @@ pub fn modify_parent(files: &dyn Files, parent: &NewParent<'_>) -> Result<Steps>
     steps.reached(Milestone::ReparentBegin);
     if home.offset != sparse.layout.header_offset {
         home.move_back(&mut steps, &disk, disk.footer_at_end()?);
+        steps.reached(Milestone::ReparentLocator);
     } else if let Some(place) = home.free_place(&disk, sparse)? {
         home.move_through(&mut steps, &disk, place);
     } else {
@@ -180,10 +181,11 @@ impl Home {
             }
         }
         steps.barrier();
-        steps.reached(Milestone::ReparentLocator);
         let away = Footer { data_offset: place.offset, ..disk.footer };
         disk.write_footers(steps, place.footer_at, &away);
         steps.barrier();
+        // From here on the locators name the new parent.
+        steps.reached(Milestone::ReparentLocator);
         self.move_back(steps, disk, place.footer_at);
         if place.old_footer_at < place.footer_at {
             // The footer that was there is the one that is there now.
