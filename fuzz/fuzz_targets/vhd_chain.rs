@@ -4,10 +4,11 @@
 
 use std::path::Path;
 
-use tapdisk_fuzz::vhd::{TwoFiles, mend};
+use tapdisk_fuzz as _;
 use vhd::chain::{Chain, ChainOptions};
 use vhd::check::{CheckOptions, check_chain};
 use vhd::gate::Gate;
+use vhd::testing::{MemoryHost, mend};
 use vhd::units::Timestamp;
 
 libfuzzer_sys::fuzz_target!(|input: &[u8]| {
@@ -18,7 +19,7 @@ libfuzzer_sys::fuzz_target!(|input: &[u8]| {
         mend(&mut child);
         mend(&mut parent);
     }
-    let host = TwoFiles { child: &child, parent: &parent };
+    let host = MemoryHost::default().with("/d/child.vhd", child).with("/d/parent.vhd", parent);
     let path = Path::new("/d/child.vhd");
     let gate = Gate::of_child(&host, path).expect("there is a child");
     let options = ChainOptions {

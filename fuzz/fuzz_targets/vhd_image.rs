@@ -1,10 +1,11 @@
 //! A whole image: loaded, checked, listed and read as tools do, whatever is in it.
 #![no_main]
 
-use tapdisk_fuzz::vhd::mend;
+use tapdisk_fuzz as _;
 use vhd::chain::{Chain, Member};
 use vhd::check::{CheckOptions, check, stats};
 use vhd::image::{Image, LoadOptions};
+use vhd::testing::mend;
 use vhd::units::Timestamp;
 
 /// Bytes of a disk that are read: from its start, and around each block up to this many.

@@ -1,4 +1,4 @@
-//! What fuzz targets share: an allocator with a limit, the NBD door with a peer, images in memory.
+//! What fuzz targets share: an allocator with a limit, the NBD door with a peer.
 //!
 //! A length that a peer sends must be checked before memory is taken for it. One allocation above
 //! [`ALLOCATION_MAX`] is a fault, and the target is aborted with the input that caused it.
@@ -8,7 +8,6 @@
 #![allow(unsafe_code)]
 
 pub mod nbd;
-pub mod vhd;
 
 use std::alloc::{GlobalAlloc, Layout, System};
 

@@ -45,8 +45,8 @@ pub mod plan;
 pub mod read_at;
 pub mod units;
 
-#[cfg(test)]
-pub(crate) mod testing;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 
 pub use bytes::byte_sum;
 pub use error::{Error, ErrorKind, Part, Result};

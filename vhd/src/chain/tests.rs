@@ -2,13 +2,13 @@
 #![allow(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
 use super::*;
-use crate::testing::{MemoryHost, Spec, put, specs};
+use crate::testing::{MemoryFile, MemoryHost, Spec, put, specs};
 use crate::units::Uuid;
 use proptest::prelude::*;
 
 const LEAF: &str = "/vhds/0.vhd";
 
-fn open(host: &MemoryHost) -> Result<Chain<Vec<u8>>> {
+fn open(host: &MemoryHost) -> Result<Chain<MemoryFile>> {
     let gate = Gate::of_child(host, Path::new(LEAF))?;
     Chain::open(host, Path::new(LEAF), &gate, ChainOptions::default())
 }
@@ -111,7 +111,7 @@ fn data_reaches_to_the_end_of_a_file_that_lost_its_footer() {
 fn refuses_a_parent_that_is_not_the_one_that_the_child_was_made_of() {
     let specs = [Spec::new(1 << 20), Spec::new(1 << 20)];
     let mut host = host_of(&specs, None);
-    host.files.insert("/vhds/1.vhd".into(), Spec::new(1 << 20).make());
+    host.files.insert("/vhds/1.vhd".into(), Spec::new(1 << 20).make().into());
     let wanted = ErrorKind::ParentUuid { found: Uuid([7; 16]), wanted: Uuid([2; 16]) };
     assert_eq!(open(&host).unwrap_err().kind(), &wanted);
     let options = ChainOptions { any_parent_uuid: true, ..ChainOptions::default() };
@@ -153,7 +153,7 @@ fn a_raw_parent_is_never_taken_for_a_vhd() {
 #[test]
 fn a_parent_that_should_be_a_vhd_and_is_not_is_an_error() {
     let mut host = host_of(&[Spec::new(1 << 20), Spec::new(1 << 20)], None);
-    host.files.insert("/vhds/1.vhd".into(), vec![0; 4096]);
+    host.files.insert("/vhds/1.vhd".into(), vec![0; 4096].into());
     assert!(matches!(open(&host).unwrap_err().kind(), ErrorKind::Cookie { .. }));
 }
 

@@ -1,17 +1,10 @@
 //! Images, parents and journals that somebody has damaged on purpose.
 
 use proptest::prelude::*;
-use vhd::plan::coalesce::coalesce;
-use vhd::plan::compact::compact;
-use vhd::plan::fill::fill;
-use vhd::plan::memory::{MakePlan, Storage};
-use vhd::plan::modify::{NewParent, modify_parent, modify_size, modify_zero};
-use vhd::plan::repair::{RepairOptions, repair};
-use vhd::plan::resize::{resize, resize_in_table, shrink};
-use vhd::plan::revert::revert;
-use vhd::plan::set::{set_hidden, set_keyhash, set_marker};
-use vhd::plan::{File, PIECE_BYTES_MAX, Plan, Step};
-use vhd::units::{Timestamp, Uuid};
+use vhd::plan::memory::Storage;
+use vhd::plan::resize::resize;
+use vhd::plan::{File, Step};
+use vhd::testing::{go_through_all, mend};
 
 use crate::image::{BLOCK, Spec, fixed};
 use crate::law;
@@ -36,58 +29,8 @@ fn storages() -> Vec<Storage> {
 fn damage(bytes: &mut [u8], at: usize, value: u32, repair_checksums: bool) {
     let Some(room) = bytes.get_mut(at..at + 4) else { return };
     room.copy_from_slice(&value.to_be_bytes());
-    if !repair_checksums {
-        return;
-    }
-    let end = bytes.len().saturating_sub(512);
-    for (start, size, sum_at) in [(0, 512, 64), (512, 1024, 36), (end, 512, 64)] {
-        if let Some(part) = bytes.get_mut(start..start + size) {
-            part[sum_at..sum_at + 4].fill(0);
-            let sum = !part.iter().fold(0_u32, |sum, byte| sum.wrapping_add(u32::from(*byte)));
-            part[sum_at..sum_at + 4].copy_from_slice(&sum.to_be_bytes());
-        }
-    }
-}
-
-/// Makes and goes through every plan without performing it: a place far behind the end would take
-/// all memory there is.
-fn go_through_all(storage: &Storage, size: u64) {
-    let name = NewParent {
-        name: "parent.vhd",
-        path: "./parent.vhd",
-        uuid: Uuid([3; 16]),
-        timestamp: Timestamp(1),
-    };
-    let options = RepairOptions { by_copy: false, new_uuid: Uuid([4; 16]) };
-    let boxed = |steps| Box::new(steps) as Box<dyn Plan>;
-    let plans: [&MakePlan<'_>; 14] = [
-        &|files| Ok(Box::new(coalesce(files)?)),
-        &|files| Ok(Box::new(compact(files)?)),
-        &|files| fill(files, None),
-        &|files| modify_parent(files, &name).map(boxed),
-        &|files| modify_size(files, size).map(boxed),
-        &|files| modify_zero(files).map(boxed),
-        &|files| repair(files, options),
-        &|files| resize(files, size),
-        &|files| resize_in_table(files, size).map(boxed),
-        &|files| shrink(files, size).map(boxed),
-        &|files| set_hidden(files, 1),
-        &|files| set_keyhash(files, None).map(boxed),
-        &|files| set_marker(files, 1).map(boxed),
-        &|files| revert(files),
-    ];
-    for make in plans {
-        let Ok(mut plan) = make(storage) else { continue };
-        for _ in 0..2000 {
-            match plan.next(storage) {
-                Ok(Some(Step::Write { bytes, .. })) => {
-                    assert!(bytes.len() as u64 <= PIECE_BYTES_MAX);
-                }
-                Ok(Some(Step::Copy { length, .. })) => assert!(length <= PIECE_BYTES_MAX),
-                Ok(Some(_)) => {}
-                Ok(None) | Err(_) => break,
-            }
-        }
+    if repair_checksums {
+        mend(bytes);
     }
 }
 

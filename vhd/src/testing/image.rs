@@ -1,24 +1,22 @@
-//! What the tests of this crate share: images made in memory, and a host that holds them.
+//! Images in memory, of several creators, and random ones.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
 
+#[cfg(test)]
 use proptest::prelude::*;
 
 use crate::bat::{self, Bat};
 use crate::batmap::BatmapHeader;
 use crate::bits;
-use crate::error::{Result, errno};
 use crate::footer::{DiskType, Footer};
 use crate::header::{BlockSize, Header, ParentName};
-use crate::host::Host;
 use crate::layout::Placement;
 use crate::locator::{self, Locator, Platform};
 use crate::units::{BlockIndex, Timestamp, Uuid};
 
 /// Who made an image: what they do differently.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Creator {
+pub enum Creator {
     /// A batmap behind the table.
     Tap,
     /// No batmap, whole bitmaps, blocks right behind each other.
@@ -29,8 +27,10 @@ pub(crate) enum Creator {
 
 /// How a file ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum End {
+pub enum End {
+    /// With a footer.
     Footer,
+    /// With one of 511 bytes.
     ShortFooter,
     /// As after a crash: a block was written over it.
     Nothing,
@@ -38,27 +38,37 @@ pub(crate) enum End {
 
 /// An image to be made.
 #[derive(Clone, Debug)]
-pub(crate) struct Spec {
-    pub(crate) creator: Creator,
-    pub(crate) end: End,
-    pub(crate) block_size: BlockSize,
-    /// In bytes.
-    pub(crate) size: u64,
-    pub(crate) uuid: Uuid,
+pub struct Spec {
+    /// Whose habits it has.
+    pub creator: Creator,
+    /// What is behind the blocks.
+    pub end: End,
+    /// Of all blocks.
+    pub block_size: BlockSize,
+    /// Of the disk, in bytes.
+    pub size: u64,
+    /// Entries of the table, if more than the size needs.
+    pub table_entries: u32,
+    /// Its identity.
+    pub uuid: Uuid,
     /// Its UUID, and its path relative to the child.
-    pub(crate) parent: Option<(Uuid, String)>,
+    pub parent: Option<(Uuid, String)>,
     /// Each is full of one byte.
-    pub(crate) sectors: BTreeMap<u64, u8>,
-    pub(crate) is_descending: bool,
+    pub sectors: BTreeMap<u64, u8>,
+    /// The last block comes first in the file.
+    pub is_descending: bool,
 }
 
 impl Spec {
-    pub(crate) fn new(size: u64) -> Self {
+    /// An empty dynamic one of so many bytes, without a parent.
+    #[must_use]
+    pub fn new(size: u64) -> Self {
         Self {
             creator: Creator::Tap,
             end: End::Footer,
             block_size: BlockSize::DEFAULT,
             size,
+            table_entries: 0,
             uuid: Uuid([7; 16]),
             parent: None,
             sectors: BTreeMap::new(),
@@ -66,12 +76,38 @@ impl Spec {
         }
     }
 
-    pub(crate) fn child_of(parent: &Spec, name: &str) -> Self {
+    /// An empty child of 4 MiB, of a parent in the same directory.
+    #[must_use]
+    pub fn child_of(parent: &Spec, name: &str) -> Self {
         let parent = Some((parent.uuid, format!("./{name}")));
         Self { parent, uuid: Uuid([8; 16]), ..Self::new(4 << 20) }
     }
 
-    pub(crate) fn footer(&self) -> Footer {
+    /// With sectors from `first` on, each full of one byte.
+    #[must_use]
+    pub fn with(mut self, first: u64, count: u64, byte: u8) -> Self {
+        self.sectors.extend((first..first + count).map(|sector| (sector, byte)));
+        self
+    }
+
+    /// What the disk shows, without its parent.
+    ///
+    /// # Panics
+    /// A disk that is larger than memory.
+    #[must_use]
+    pub fn disk(&self) -> Vec<u8> {
+        let mut disk = vec![0; usize::try_from(self.size).expect("a small disk")];
+        for (sector, byte) in &self.sectors {
+            let start = usize::try_from(sector * 512).expect("it is in the disk");
+            let end = disk.len().min(start + 512);
+            disk[start..end].fill(*byte);
+        }
+        disk
+    }
+
+    /// Its footer.
+    #[must_use]
+    pub fn footer(&self) -> Footer {
         let kind = if self.parent.is_some() { DiskType::Differencing } else { DiskType::Dynamic };
         let mut footer = Footer::new(kind, self.size, self.uuid, Timestamp(1000));
         match self.creator {
@@ -86,9 +122,16 @@ impl Spec {
         footer
     }
 
-    pub(crate) fn make(&self) -> Vec<u8> {
+    /// The bytes of the file.
+    ///
+    /// # Panics
+    /// More than a file can hold, or a name that no header has room for.
+    #[must_use]
+    #[allow(clippy::too_many_lines, reason = "one part after another, as they are in the file")]
+    pub fn make(&self) -> Vec<u8> {
         let footer = self.footer();
-        let blocks = u32::try_from(self.size.div_ceil(self.block_size.bytes())).unwrap();
+        let blocks = self.size.div_ceil(self.block_size.bytes());
+        let blocks = u32::try_from(blocks).expect("a table has room").max(self.table_entries);
         let table_offset = if self.creator == Creator::Microsoft { 8192 } else { 1536 };
         let mut header = Header::new(table_offset, blocks, self.block_size);
         let mut batmap = BatmapHeader::new(table_offset, blocks);
@@ -99,12 +142,14 @@ impl Spec {
         }
         if let Some((uuid, path)) = &self.parent {
             header.parent_uuid = *uuid;
-            header.parent_name = ParentName::encode(path.rsplit('/').next().unwrap()).unwrap();
+            header.parent_name =
+                ParentName::encode(path.rsplit('/').next().expect("a small image"))
+                    .expect("a small image");
             for (slot, platform) in
                 [Platform::MacX, Platform::W2ku, Platform::W2ru].into_iter().enumerate()
             {
                 let text = locator::encode(platform, path);
-                let length = u32::try_from(text.len()).unwrap();
+                let length = u32::try_from(text.len()).expect("a small image");
                 // Microsoft counts sectors in some versions, bytes in others.
                 let space = if self.creator == Creator::Microsoft { 1 } else { 512 };
                 header.locators[slot] =
@@ -113,32 +158,33 @@ impl Spec {
                 end += 512;
             }
         }
-        let mut bat = Bat::new(blocks).unwrap();
+        let mut bat = Bat::new(blocks).expect("a small image");
         let mut placement = Placement::new(self.block_size, end);
         let used = self.sectors.keys().map(|sector| sector * 512 / self.block_size.bytes());
         let mut used: Vec<u64> = used.collect::<BTreeSet<_>>().into_iter().collect();
         if self.is_descending {
             used.reverse();
         }
-        let mut map = vec![0; usize::try_from(batmap.sectors).unwrap() * 512];
+        let mut map = vec![0; usize::try_from(batmap.sectors).expect("a small image") * 512];
         for block in used {
-            let place = placement.allocate().unwrap();
-            bat.set(BlockIndex(u32::try_from(block).unwrap()), Some(place));
+            let place = placement.allocate().expect("a small image");
+            bat.set(BlockIndex(u32::try_from(block).expect("a small image")), Some(place));
             let bitmap = self.write_block(&mut file, block, place.offset());
             if bits::is_full(&bitmap, self.block_size.sectors()) {
-                bits::set(&mut map, u32::try_from(block).unwrap(), true);
+                bits::set(&mut map, u32::try_from(block).expect("a small image"), true);
             }
         }
         put(&mut file, 0, &footer.emit());
         put(&mut file, footer.data_offset, &header.emit());
         put(&mut file, table_offset, &bat.emit());
         if self.creator == Creator::Tap {
-            let summed = usize::try_from(crate::batmap::summed_size(self.size)).unwrap();
+            let summed =
+                usize::try_from(crate::batmap::summed_size(self.size)).expect("a small image");
             batmap.checksum = batmap.checksum_of(&map[..summed.min(map.len())]);
             put(&mut file, batmap.offset - 512, &batmap.emit());
             put(&mut file, batmap.offset, &map);
         }
-        let end = usize::try_from(placement.end_of_data()).unwrap();
+        let end = usize::try_from(placement.end_of_data()).expect("a small image");
         file.resize(file.len().max(end), 0);
         match self.end {
             End::Footer => file.extend(footer.emit()),
@@ -169,8 +215,11 @@ impl Spec {
 }
 
 /// Writes into a file that grows.
-pub(crate) fn put(file: &mut Vec<u8>, offset: u64, bytes: &[u8]) {
-    let start = usize::try_from(offset).unwrap();
+///
+/// # Panics
+/// An offset that is larger than memory.
+pub fn put(file: &mut Vec<u8>, offset: u64, bytes: &[u8]) {
+    let start = usize::try_from(offset).expect("a small image");
     let end = start + bytes.len();
     if file.len() < end {
         file.resize(end, 0);
@@ -179,6 +228,7 @@ pub(crate) fn put(file: &mut Vec<u8>, offset: u64, bytes: &[u8]) {
 }
 
 /// Random images of up to `size_max` bytes, of all creators, ends and small block sizes.
+#[cfg(test)]
 pub(crate) fn specs(size_max: u64) -> impl Strategy<Value = Spec> {
     let creators = prop_oneof![Just(Creator::Tap), Just(Creator::Qemu), Just(Creator::Microsoft)];
     let ends = prop_oneof![Just(End::Footer), Just(End::ShortFooter), Just(End::Nothing)];
@@ -191,7 +241,7 @@ pub(crate) fn specs(size_max: u64) -> impl Strategy<Value = Spec> {
                     sectors.insert(sector, byte);
                 }
             }
-            let block_size = BlockSize::new(1 << exponent).unwrap();
+            let block_size = BlockSize::new(1 << exponent).expect("a small image");
             Spec {
                 creator,
                 end,
@@ -202,62 +252,4 @@ pub(crate) fn specs(size_max: u64) -> impl Strategy<Value = Spec> {
             }
         },
     )
-}
-
-/// Files by their real paths, and links.
-#[derive(Debug, Default)]
-pub(crate) struct MemoryHost {
-    pub(crate) files: BTreeMap<PathBuf, Vec<u8>>,
-    pub(crate) links: BTreeMap<PathBuf, PathBuf>,
-}
-
-impl MemoryHost {
-    pub(crate) fn with(mut self, path: &str, bytes: Vec<u8>) -> Self {
-        self.files.insert(PathBuf::from(path), bytes);
-        self
-    }
-
-    pub(crate) fn with_link(mut self, path: &str, to: &str) -> Self {
-        self.links.insert(PathBuf::from(path), PathBuf::from(to));
-        self
-    }
-
-    fn find(&self, path: &Path) -> Result<(PathBuf, &Vec<u8>)> {
-        let mut path = crate::paths::normalised(path);
-        while let Some(to) = self.links.get(&path) {
-            path = to.clone();
-        }
-        let missing = std::io::Error::from_raw_os_error(errno::ENOENT);
-        let bytes = self.files.get(&path).ok_or(missing)?;
-        Ok((path, bytes))
-    }
-}
-
-impl Host for MemoryHost {
-    type File = Vec<u8>;
-
-    fn open(&self, path: &Path) -> Result<Vec<u8>> {
-        Ok(self.find(path)?.1.clone())
-    }
-
-    fn identity(&self, file: &Vec<u8>) -> Result<(u64, u64)> {
-        let at = self.files.values().position(|known| known == file);
-        Ok((0, at.unwrap() as u64))
-    }
-
-    fn real_path(&self, path: &Path) -> Result<PathBuf> {
-        Ok(self.find(path)?.0)
-    }
-
-    fn is_readable(&self, path: &Path) -> bool {
-        self.find(path).is_ok()
-    }
-
-    fn exists(&self, path: &Path) -> bool {
-        self.find(path).is_ok()
-    }
-
-    fn current_directory(&self) -> Result<PathBuf> {
-        Ok(PathBuf::from("/vhds"))
-    }
 }
