@@ -18,6 +18,10 @@ u32 blktap_block_major;
 
 static struct cdev blktap_cdev;
 
+static unsigned int taps_max = BLKTAP_TAPS_MAX;
+module_param(taps_max, uint, 0644);
+MODULE_PARM_DESC(taps_max, "How many taps there may be at once: 1 to 16384");
+
 /* Minors. An entry without a tap is a minor that is reserved while its tap is made. */
 static DEFINE_XARRAY_ALLOC(blktap_taps);
 /* Guards which taps there are and whose rings are open. Nothing else is taken under it. */
@@ -48,13 +52,13 @@ static void blktap_erase(u32 minor)
 /* The minor is in the table before the device has its name, and until it has lost it. */
 struct blktap *blktap_alloc(void)
 {
+	u32 last = clamp(READ_ONCE(taps_max), 1U, (unsigned int)BLKTAP_TAPS_MAX) - 1;
 	struct blktap *tap = blktap_new();
 	int err;
 
 	if (!tap)
 		return ERR_PTR(-ENOMEM);
-	err = xa_alloc(&blktap_taps, &tap->minor, tap, XA_LIMIT(0, BLKTAP_TAPS_MAX - 1),
-		       GFP_KERNEL);
+	err = xa_alloc(&blktap_taps, &tap->minor, tap, XA_LIMIT(0, last), GFP_KERNEL);
 	if (err) {
 		/* EBUSY: all of them are taken. */
 		kfree(tap);

@@ -1,12 +1,12 @@
 //! Taps, their nodes and their files in sysfs: the running kernel's alone.
 
-use std::fs;
+use std::fs::{self, File};
 use std::os::unix::fs::PermissionsExt;
 
-use blktap_ioctl::{Control, ControlError, DeviceParams, Places, Ring};
+use blktap_ioctl::{Control, ControlError, DeviceParams, Places, RawRing, Ring};
 use nix::errno::Errno;
 
-use crate::kernel::{Generation, errno, mapped, only_driver};
+use crate::kernel::{Generation, errno, info, mapped, only_driver};
 
 const REASON: &str = "it has no control device";
 
@@ -27,6 +27,69 @@ fn the_lowest_free_minor_is_next() {
     for minor in 0..31 {
         control.free(minor).unwrap();
     }
+}
+
+/// Lowers the number of taps that there may be, until it is dropped.
+struct FewTaps;
+
+const TAPS_MAX: &str = "/sys/module/blktap/parameters/taps_max";
+
+impl FewTaps {
+    fn allow(taps: u32) -> Self {
+        fs::write(TAPS_MAX, taps.to_string()).unwrap();
+        Self
+    }
+}
+
+impl Drop for FewTaps {
+    fn drop(&mut self) {
+        let _ = fs::write(TAPS_MAX, "16384");
+    }
+}
+
+#[test]
+fn without_a_free_minor_nothing_is_allocated_until_one_is_freed() {
+    if !only_driver(REASON) {
+        return;
+    }
+    let control = Control::open(Places::default()).unwrap();
+    let _few = FewTaps::allow(20);
+    let minors: Vec<_> = (0..20).map(|_| control.allocate().unwrap().minor).collect();
+    for _ in 0..3 {
+        assert!(matches!(control.allocate(), Err(ControlError::Exhausted)));
+    }
+    control.free(13).unwrap();
+    assert_eq!(control.allocate().unwrap().minor, 13);
+    assert!(matches!(control.allocate(), Err(ControlError::Exhausted)));
+    minors.iter().for_each(|minor| control.free(*minor).unwrap());
+}
+
+#[test]
+fn the_control_device_knows_no_call_of_a_ring() {
+    if !only_driver(REASON) {
+        return;
+    }
+    let file = File::options().read(true).write(true).open("/dev/blktap/control").unwrap();
+    let control = RawRing::from(file);
+    assert_eq!(control.create_device(&mut info()), Err(Errno::ENOTTY));
+    assert_eq!(control.remove_device(), Err(Errno::ENOTTY));
+    assert_eq!(errno(&control.respond().unwrap_err()), Errno::ENOTTY);
+    for call in control.legacy_calls() {
+        assert_eq!(errno(&call.unwrap_err()), Errno::ENOTTY);
+    }
+}
+
+#[test]
+fn a_tap_outlives_the_descriptors_it_was_made_with() {
+    if !only_driver(REASON) {
+        return;
+    }
+    // Taps belong to nobody: whoever knows the number frees it, also on another descriptor.
+    let tap = Control::open(Places::default()).unwrap().allocate().unwrap();
+    let ring = Ring::open(&tap.ring_path).unwrap();
+    drop(ring);
+    assert!(fs::metadata(&tap.ring_path).is_ok());
+    Control::open(Places::default()).unwrap().free(tap.minor).unwrap();
 }
 
 #[test]
