@@ -8,8 +8,29 @@ use crate::plan::Kind;
 use crate::remote::Remote;
 use crate::{Result, VmError, xen};
 
-/// How long a guest may take until it takes commands.
-const BOOT: Duration = Duration::from_secs(200);
+/// How long a guest may take until it takes commands: ten times what a loaded machine needed.
+const BOOT: Duration = Duration::from_secs(400);
+
+/// Prints number and console of the guest `$1`, once it has both and is another one than `$2`.
+const CONSOLE: &str = r#"
+while :; do
+    domain=$(xl domid "$1" 2>/dev/null)
+    [ -n "$domain" ] && [ "$domain" != "$2" ] &&
+        console=$(xenstore-read "/local/domain/$domain/console/tty" 2>/dev/null) &&
+        [ -n "$console" ] && break
+    sleep 0.3
+done
+echo "$domain $console""#;
+
+/// What to look at when something is wrong with the guest `$1`.
+const TOLD: &str = r#"
+xl list
+tap-ctl list | cat
+xenstore-ls /local/domain | head -n 200
+for log in "/var/log/xen/xl-$1.log" "/var/log/xen/guest-$1.log"; do
+    echo "== $log"; tail -n 40 "$log"
+done
+dmesg | tail -n 20"#;
 
 /// A guest that runs, and takes commands. It stays when this is dropped.
 #[derive(Debug)]
@@ -39,7 +60,7 @@ impl Machine {
         }
         let disks: Vec<String> = disks.iter().map(|disk| format!("'{disk}'")).collect();
         let text = format!(
-            "name = '{name}'\ntype = '{kind}'\nkernel = '{}'\nramdisk = '{}'\nmemory = 192\n\
+            "name = '{name}'\ntype = '{kind}'\nkernel = '{}'\nramdisk = '{}'\nmemory = 128\n\
              vcpus = 1\nextra = '{}'\ndisk = [ {} ]\non_reboot = 'restart'\non_crash = 'destroy'\n",
             xen::GUEST_KERNEL,
             xen::GUEST_FILES,
@@ -57,30 +78,45 @@ impl Machine {
     /// Connects with the agent in a guest that was created: waits until it takes commands.
     ///
     /// # Errors
-    /// When there is no such guest, or it does not start.
+    /// When there is no such guest, or it does not start: with what dom0 knows about it.
     pub fn guest(&self, name: &str) -> Result<Guest> {
         let listed = self.run(["xl", "domid", name])?;
-        let domain: u32 = listed
-            .stdout
-            .trim()
-            .parse()
-            .map_err(|_| VmError::Failed(format!("There is no guest {name}: {listed:?}")))?;
+        if listed.status != 0 {
+            return Err(VmError::Failed(format!("There is no guest {name}: {listed:?}")));
+        }
+        self.connect_guest(name, None)
+    }
+
+    /// Connects with the agent in the guest that takes the place of another one with this name: of
+    /// one that restarts.
+    ///
+    /// # Errors
+    /// When none comes, or it does not start: with what dom0 knows about it.
+    pub fn guest_after(&self, name: &str, before: &Guest) -> Result<Guest> {
+        self.connect_guest(name, Some(before.domain))
+    }
+
+    fn connect_guest(&self, name: &str, before: Option<u32>) -> Result<Guest> {
+        let connected = self.try_connect_guest(name, before);
+        connected.map_err(|error| {
+            let words = ["sh", "-c", TOLD, "sh", name];
+            let told = self.run(words).map(|ran| ran.stdout).unwrap_or_default();
+            VmError::Failed(format!("{error}\nwhat dom0 knows of {name}:\n{told}"))
+        })
+    }
+
+    fn try_connect_guest(&self, name: &str, before: Option<u32>) -> Result<Guest> {
         // A restart gives it a name first and a console later.
-        let line = format!(
-            "until xenstore-read /local/domain/{domain}/console/tty 2>/dev/null; do sleep 0.2; done"
-        );
-        let terminal = self.start(["sh", "-c", &line])?.wait(BOOT)?;
-        let bridge = self.start(["vm-agent", "bridge", terminal.stdout.trim()])?;
+        let before = before.map_or_else(String::new, |domain| domain.to_string());
+        let wait = self.start(["sh", "-c", CONSOLE, "sh", name, &before])?;
+        let said = wait.wait(BOOT)?.stdout;
+        let words = said.trim().split_once(' ');
+        let found = words.and_then(|(domain, console)| Some((domain.parse().ok()?, console)));
+        let (domain, console) =
+            found.ok_or_else(|| VmError::Failed(format!("{name} has no console: {said:?}")))?;
+        let bridge = self.start(["vm-agent", "bridge", console])?;
         let to = bridge.input();
-        let remote = Remote::connect(name, bridge, to, self.transcript(name)?, BOOT);
-        let remote = remote.map_err(|error| {
-            let log = format!("/var/log/xen/guest-{name}.log");
-            let said = self.run(["tail", "-n", "30", &log]).map(|ran| ran.stdout);
-            VmError::Failed(format!(
-                "{error}\nits console said last:\n{}",
-                said.unwrap_or_default()
-            ))
-        })?;
+        let remote = Remote::connect(name, bridge, to, self.transcript(name)?, BOOT)?;
         Ok(Guest { remote, domain })
     }
 }

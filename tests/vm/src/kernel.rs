@@ -77,6 +77,10 @@ pub fn build_module(source: &Path, name: &str) -> Result<PathBuf> {
     let headers = headers()?;
     let folder = host::work_folder().join(format!("module-{name}"));
     host::make_folder(&folder)?;
+    // Another process may want the same one: it finds it built.
+    let path = folder.with_added_extension("lock");
+    let lock = fs::File::create(&path).and_then(|file| file.lock().map(|()| file));
+    let _lock = lock.map_err(|error| host::failed("Cannot lock", &path, &error))?;
     // What is there already stays, with its time: it need not be built again.
     let copy = |path: &Path| {
         let to = folder.join(path.file_name().unwrap_or_default());

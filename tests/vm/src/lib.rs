@@ -33,7 +33,7 @@ mod xen;
 pub use guest::Guest;
 pub use kernel::{build_module, build_test};
 pub use machine::Machine;
-pub use plan::Plan;
+pub use plan::{INSTRUCTION_NS, Plan};
 pub use remote::{Remote, Running};
 pub use shared::{Lent, Shared};
 pub use tapdisk_tests::{Ran, skip};

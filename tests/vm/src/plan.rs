@@ -14,6 +14,9 @@ pub(crate) enum Kind {
     Xen,
 }
 
+/// What an instruction takes where a machine's clock counts them, in nanoseconds.
+pub const INSTRUCTION_NS: u32 = 2;
+
 /// The file system of the folder that a machine shares with this one.
 pub(crate) const SHARE_MODULES: [&str; 2] = ["9pnet_virtio", "9p"];
 
@@ -38,6 +41,7 @@ pub struct Plan {
     pub(crate) qemu_words: Vec<String>,
     pub(crate) has_terminal: bool,
     pub(crate) has_share: bool,
+    pub(crate) counts_instructions: bool,
 }
 
 /// Loaded in every machine, where they are no part of the kernel.
@@ -75,6 +79,7 @@ impl Plan {
             qemu_words: Vec::new(),
             has_terminal: false,
             has_share: kind == Kind::Plain,
+            counts_instructions: false,
         }
     }
 
@@ -175,6 +180,16 @@ impl Plan {
     #[must_use]
     pub fn with_share(mut self) -> Self {
         self.has_share = true;
+        self
+    }
+
+    /// Emulated, whatever the processor can, with a clock that goes on by [`INSTRUCTION_NS`] with
+    /// each instruction, and by itself only while the machine has nothing to do: times are then
+    /// numbers of instructions, the same on every host. It takes one processor.
+    #[must_use]
+    pub fn with_counted_instructions(mut self) -> Self {
+        self.counts_instructions = true;
+        self.processors = 1;
         self
     }
 

@@ -41,6 +41,7 @@ pub(crate) fn boot(plan: &Plan) -> Result<Machine> {
         )));
     }
     match chosen() {
+        _ if plan.counts_instructions => start(plan, Accelerator::Tcg),
         Some(accelerator) => start(plan, accelerator),
         // An own look first, with a small machine: Xen needs more of KVM than Linux.
         None if plan.kind == Kind::Xen && !kvm_works() => start(plan, Accelerator::Tcg),
@@ -115,14 +116,20 @@ pub(crate) fn words(plan: &Plan, prepared: &Prepared, accelerator: Accelerator) 
     let mut words = Vec::new();
     let mut add = |line: &str| words.extend(line.split(' ').map(str::to_owned));
     add("-M q35 -nodefaults -no-user-config -display none -no-reboot");
-    // KVM has no such trouble: an emulated processor with SMAP stops dom0 at once, and one with
+    // Xen's tools wait 10 and 40 seconds for many things, which a busy host would make too short:
+    // there time passes by the instruction, 2^1 ns for each.
+    let is_counted = plan.counts_instructions || plan.kind == Kind::Xen;
+    add(match (accelerator, is_counted) {
+        (Accelerator::Kvm, _) => "-accel kvm",
+        (Accelerator::Tcg, false) => "-accel tcg,thread=multi,tb-size=512",
+        (Accelerator::Tcg, true) => "-accel tcg,thread=single,tb-size=512 -icount shift=1,sleep=on",
+    });
+    // KVM has no such trouble: an emulated processor with SMAP stops a dom0 at once, and one with
     // RDTSCP stops PVH guests.
     add(match (accelerator, plan.kind) {
-        (Accelerator::Kvm, _) => "-accel kvm -cpu host",
-        (Accelerator::Tcg, Kind::Plain) => "-accel tcg,thread=multi,tb-size=512 -cpu max",
-        (Accelerator::Tcg, Kind::Xen) => {
-            "-accel tcg,thread=multi,tb-size=512 -cpu max,-smap,-rdtscp"
-        }
+        (Accelerator::Kvm, _) => "-cpu host",
+        (Accelerator::Tcg, Kind::Plain) => "-cpu max",
+        (Accelerator::Tcg, Kind::Xen) => "-cpu max,-smap,-rdtscp",
     });
     add(&format!("-smp {} -m {}", plan.processors, plan.memory_mib));
     add("-device isa-debug-exit,iobase=0xf4,iosize=0x04");
