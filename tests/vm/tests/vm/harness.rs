@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use tapdisk_vm::{Machine, VmError};
 
-use crate::MACHINE;
+use crate::blktap::MACHINE;
 
 const BOUND: Duration = Duration::from_secs(60);
 

@@ -2,8 +2,13 @@
 
 use std::time::Duration;
 
+use nix::errno::Errno;
+
 use crate::MACHINE;
 use crate::disk::{self, Tap};
+
+/// What a command may take that waits for nothing: ten times a loaded machine's.
+const AT_ONCE: Duration = Duration::from_secs(30);
 
 const BOUND: Duration = Duration::from_secs(60);
 
@@ -31,9 +36,19 @@ fn a_guest_outlives_its_killed_tapdisk_and_no_minor_is_lost() {
         assert!(ran.stdout.contains("Input/output error"), "{ran:?}");
 
         // It cannot end before blkback lets go of the device; nobody else waits for that.
-        assert!(disk::list(&machine, &[]).contains(&format!("minor={}", tap.minor)));
-        let busy = machine.run(["tap-ctl", "free", "-m", &tap.minor]).unwrap();
-        assert_ne!(busy.status, 0, "{busy:?}");
+        let at_once = |words: &[&str]| {
+            let ran = machine.run_within(AT_ONCE, ["tap-ctl"].iter().chain(words)).unwrap();
+            (ran.status, ran.stdout)
+        };
+        let (status, list) = at_once(&["list"]);
+        assert!(status == 0 && list.contains(&format!("minor={}", tap.minor)), "{list}");
+        assert_eq!(at_once(&["list", "-p", &tap.pid]), (0, String::new()));
+        assert_eq!(at_once(&["check"]).0, 0);
+        for command in ["stats", "pause", "close", "detach", "destroy"] {
+            let (status, said) = at_once(&[command, "-p", &tap.pid, "-m", &tap.minor]);
+            assert_ne!(status, 0, "{command}: nobody is there: {said}");
+        }
+        assert_eq!(at_once(&["free", "-m", &tap.minor]).0, Errno::EBUSY as i32);
 
         machine.run(["xl", "block-detach", "crash", device]).unwrap().expect_success();
         let gone = format!("while [ -e /proc/{}/stat ]; do usleep 50000; done", tap.pid);

@@ -1,6 +1,6 @@
 //! Images and taps in dom0, and what a guest does with its disk.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use tapdisk_vm::{Guest, Machine, Remote};
@@ -94,8 +94,14 @@ pub(crate) fn sums(guest: &Remote, device: &str) -> String {
 pub(crate) fn check_image(machine: &Machine, image: &str, sums: &str) {
     machine.run(["sync"]).unwrap().expect_success();
     let storage = machine.disk_file("sr");
-    let copy = storage.with_extension("copy");
+    let mut copy = storage.with_extension("copy");
     dump(&storage, image.trim_start_matches("/sr"), &copy);
+    if image.ends_with(".vhd") {
+        match convert(&copy) {
+            Some(raw) => copy = raw,
+            None => return,
+        }
+    }
     let checked = Command::new(tapdisk_vm::find_program("e2fsck").unwrap())
         .args(["-f", "-n"])
         .arg(&copy)
@@ -110,6 +116,22 @@ pub(crate) fn check_image(machine: &Machine, image: &str, sums: &str) {
         let found = Command::new("sha256sum").arg(&file).output().unwrap();
         assert!(found.stdout.starts_with(sum.as_bytes()), "{name} differs");
     }
+}
+
+/// What QEMU reads in a VHD without a parent.
+fn convert(image: &Path) -> Option<PathBuf> {
+    let Some(qemu_img) = tapdisk_vm::find_program("qemu-img") else {
+        tapdisk_vm::skip("qemu-img is not installed");
+        return None;
+    };
+    let raw = image.with_extension("raw");
+    // By its size, not by the geometry, which rounds it.
+    let spec = format!("driver=vpc,force_size_calc=current_size,file.filename={}", image.display());
+    let mut convert = Command::new(qemu_img);
+    let convert = convert.args(["convert", "--image-opts", &spec, "-O", "raw"]).arg(&raw);
+    let converted = convert.output().unwrap();
+    assert!(converted.status.success(), "{converted:?}");
+    Some(raw)
 }
 
 /// Takes a file out of a file system in an image.

@@ -4,10 +4,12 @@
 //! tapdisk and no minor behind.
 #![allow(clippy::unwrap_used, reason = "what fails in a machine is a failed test")]
 
+mod chain;
 mod crash;
 mod disk;
 mod errors;
 mod flush;
+mod life;
 
 use std::path::Path;
 

@@ -103,16 +103,6 @@ fn a_disk_of_larger_sectors_has_larger_sectors() {
     lab.leave();
 }
 
-#[test]
-fn an_empty_drive_has_no_medium() {
-    let Some(lab) = Lab::enter() else { return };
-    let ran = lab.run(["tap-ctl", "create", "-a", "aio:/dev/sr0"]).unwrap();
-    assert_eq!(ran.status, 123, "{ran:?}");
-    assert!(ran.stderr.contains("No medium found"), "{ran:?}");
-    assert_eq!(lab.sh("tap-ctl list"), "");
-    lab.leave();
-}
-
 /// Two hundred at once, five hundred after another.
 #[test]
 fn many_disks_leave_nothing_behind() {

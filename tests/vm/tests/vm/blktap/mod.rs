@@ -1,12 +1,14 @@
 //! The driver of blktap2 in a machine: its laws, and disks that tapdisk serves through it.
 //!
-//! One machine for all of it. Each test says what the kernel's log must not have: a warning of any
-//! kind, whatever else happened.
+//! All tests have the same kind of machine. Each says what the kernel's log must not have: a
+//! warning of any kind, whatever else happened.
 
 mod disk;
+mod drive;
 mod laws;
 mod live;
 mod nbd;
+mod vhd;
 
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
@@ -24,7 +26,7 @@ const LAWS: &str = "/usr/lib/blktap-laws";
 /// Disks by the hundred, likewise.
 const DISKS: &str = "/usr/lib/blktap-disks";
 
-static MACHINE: Shared = Shared::new(boot);
+pub(crate) static MACHINE: Shared = Shared::new(boot);
 
 fn module() -> Result<PathBuf> {
     build_module(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../kernel"), "blktap")
@@ -36,14 +38,14 @@ fn boot() -> Result<Machine> {
         // More would spin for each other where the host has less to give.
         .processors(1)
         .with_storage(2 << 30)
-        .with_modules(&["nbd", "null_blk", "virtio_scsi", "sr_mod"])
+        .with_modules(&["nbd", "null_blk", "virtio_scsi", "sr_mod", "xfs"])
         .with_foreign_module(module()?)
         .with_file(build_test("blktap-ioctl", "laws")?, LAWS)
         .with_file(build_test("tapdisk-tests", "driver")?, DISKS)
         .with_packages(&["fio", "libaio1", "nbd-client", "libnl-3-200", "libnl-genl-3-200"])
-        .with_programs(&["fio", "nbd-client", "blockdev", "losetup"])
-        // A drive without a disc.
-        .with_qemu_words(&["-device", "virtio-scsi-pci", "-device", "scsi-cd"])
+        .with_packages(&["xfsprogs", "libinih1", "liburcu8"])
+        .with_programs(&["fio", "nbd-client", "blockdev", "losetup", "mkfs.xfs", "xfs_repair"])
+        .with_qemu_words(&drive::WORDS)
         .boot()?;
     machine.run(["insmod", "/lib/modules/blktap.ko"])?.expect_success();
     Ok(machine)
@@ -57,7 +59,7 @@ const CLEAR: &str = "
     for tap in /sys/class/blktap2/blktap*; do
         [ ! -e $tap ] || tap-ctl free -m ${tap##*blktap}
     done
-    rm -f /sr/*.img; true";
+    rm -f /sr/*.img /sr/*.vhd /tmp/enough; true";
 
 /// The machine, with the driver, for one test.
 struct Lab(Lent<'static>);
