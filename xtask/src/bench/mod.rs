@@ -21,7 +21,7 @@ use std::process::Command;
 
 use crate::Result;
 use crate::janitor::Janitor;
-use crate::{command, packages};
+use crate::{command, packages, vm};
 
 /// A measurement that can be asked for by name.
 pub(crate) struct Measurement {
@@ -33,7 +33,7 @@ pub(crate) struct Measurement {
 }
 
 /// All of them, in the order in which they run.
-pub(crate) const MEASUREMENTS: [Measurement; 4] = [
+pub(crate) const MEASUREMENTS: [Measurement; 5] = [
     Measurement {
         name: "ring",
         what: "the ring's door in front of null:, on a simulated driver",
@@ -46,6 +46,11 @@ pub(crate) const MEASUREMENTS: [Measurement; 4] = [
     },
     Measurement { name: "syscalls", what: "system calls per request", run: syscalls::measure },
     Measurement { name: "rates", what: "requests and bytes per second, CPU", run: rates::measure },
+    Measurement {
+        name: "vm",
+        what: "a disk of the kernel's driver beside null_blk and loop, in a machine",
+        run: in_machine,
+    },
 ];
 
 /// Of the image that is served: larger than what any cache of a disk hides in two seconds.
@@ -128,6 +133,10 @@ fn fill(image: &Path) -> std::io::Result<()> {
         file.write_all(&block)?;
     }
     file.sync_all()
+}
+
+fn in_machine(ground: &mut Ground) -> Result<()> {
+    vm::start_released(&["bench", &ground.rounds.to_string()])
 }
 
 /// What a person asked for.

@@ -1,6 +1,7 @@
 //! Machines by hand: `vm shell [--xen]` is a prompt in one, with our tools; `vm demo` shows
-//! a guest of Xen with its disk.
+//! a guest of Xen with its disk; `vm bench` measures disks in a machine.
 
+mod bench;
 mod demo;
 
 use std::path::Path;
@@ -17,8 +18,11 @@ fn main() -> ExitCode {
         ["shell"] => shell(&Machine::plain()),
         ["shell", "--xen"] => shell(&Machine::xen()),
         ["demo"] => demo::run(),
+        ["bench", rounds] if rounds.parse::<u32>().is_ok_and(|rounds| rounds > 0) => {
+            bench::run(rounds.parse().unwrap_or(1))
+        }
         _ => {
-            eprintln!("usage: vm shell [--xen] | vm demo");
+            eprintln!("usage: vm shell [--xen] | vm demo | vm bench ROUNDS");
             return ExitCode::from(2);
         }
     };
