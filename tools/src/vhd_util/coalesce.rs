@@ -54,7 +54,12 @@ fn start(console: &mut Console, path: &Path, options: &Options) -> Result<(), Fa
         console.print("coalescing of non-differencing disks is not supported\n")?;
         return Err(Failure::new(Errno::EINVAL, "The image has no parent"));
     }
-    let parent = match image.parent() {
+    let parent = image.parent().and_then(|parent| {
+        // Its data are read and written at once.
+        let is_loop = image::is_same_file(path, &parent);
+        if is_loop { Err(vhd::ErrorKind::ChainLoop.into()) } else { Ok(parent) }
+    });
+    let parent = match parent {
         Ok(parent) => parent,
         Err(error) => {
             let name = path.display();

@@ -151,6 +151,13 @@ pub(crate) fn canonical(path: &Path) -> Result<PathBuf> {
     vhd::paths::canonical(&LocalHost, path)
 }
 
+/// Whether two names lead to one file.
+pub(crate) fn is_same_file(one: &Path, other: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt as _;
+    let identity = |path: &Path| std::fs::metadata(path).map(|it| (it.dev(), it.ino())).ok();
+    identity(one).is_some_and(|one| identity(other) == Some(one))
+}
+
 /// An image and its ancestors, as one disk.
 pub(crate) fn chain(path: &Path, options: ChainOptions) -> Result<Chain<ImageFile>> {
     Chain::open(&LocalHost, path, &gate(path)?, options)

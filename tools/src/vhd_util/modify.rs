@@ -91,6 +91,9 @@ fn reparent(
     if !std::fs::metadata(&canonical).is_ok_and(|it| !it.is_dir()) {
         return Err(Failure::new(Errno::EINVAL, "A parent is a file or a device"));
     }
+    if image::is_same_file(path, &canonical) {
+        return Err(Failure::new(Errno::EINVAL, "An image cannot be its own parent"));
+    }
     let image =
         if is_raw { None } else { Some(image::open(&canonical, Reading::Strict).map_err(failed)?) };
     let child = image::canonical(path).map_err(|error| image::failure(path, &error))?;

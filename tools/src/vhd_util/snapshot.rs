@@ -125,7 +125,7 @@ pub(crate) fn make(
         let why = format!("Tables for {found} bytes are too small for a disk of {wanted}");
         return Err(Failure::new(Errno::EINVAL, why));
     }
-    if is_same_file(path, &parent.path) {
+    if image::is_same_file(path, &parent.path) {
         return Err(Failure::new(Errno::EINVAL, "An image cannot be its own parent"));
     }
     let child =
@@ -141,13 +141,6 @@ pub(crate) fn make(
     let mut plan = plan.map_err(|error| making::say(console, path, error.errno(), &error))?;
     let done = perform(console, &mut plan, &mut files, Watch::nothing());
     making::told(console, path, done)
-}
-
-/// By whatever names.
-fn is_same_file(one: &Path, other: &Path) -> bool {
-    use std::os::unix::fs::MetadataExt as _;
-    let identity = |path: &Path| std::fs::metadata(path).map(|it| (it.dev(), it.ino())).ok();
-    identity(one).is_some_and(|one| identity(other) == Some(one))
 }
 
 /// The canonical path of a file that may not be there yet.

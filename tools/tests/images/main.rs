@@ -7,3 +7,8 @@
 
 mod bench;
 mod cbt;
+mod defects;
+mod faults;
+mod locks;
+mod making;
+mod telling;

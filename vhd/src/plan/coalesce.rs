@@ -62,7 +62,7 @@ pub fn coalesce(files: &dyn Files) -> Result<Coalesce> {
         None => Target::Flat,
         Some(_) => {
             let new = new_blocks(&child, &parent)?;
-            Target::Sparse(Box::new(Writer::new(parent, new, false, &mut queue)?))
+            Target::Sparse(Box::new(Writer::new(files, parent, new, false, &mut queue)?))
         }
     };
     Ok(Coalesce { queue, child, target, next: 0, sectors: 0, is_done: false })

@@ -25,6 +25,8 @@ pub struct Compact {
     gone: Vec<(u32, Sector)>,
     /// How many left it.
     freed: u32,
+    /// The batmap has to be written, whether a bit of it changes or not.
+    is_batmap_new: bool,
     is_done: bool,
 }
 
@@ -36,10 +38,11 @@ pub struct Compact {
 /// # Errors
 /// What opening the image gives; EINVAL, for a fixed disk.
 pub fn compact(files: &dyn Files) -> Result<Compact> {
-    let disk = Disk::open(files, IMAGE)?;
+    let mut disk = Disk::open(files, IMAGE)?;
     disk.sparse()?;
-    let queue = Steps::default();
-    Ok(Compact { queue, disk, next: 0, gone: Vec::new(), freed: 0, is_done: false })
+    let is_batmap_new = disk.mend_batmap(files)?;
+    let (queue, gone) = (Steps::default(), Vec::new());
+    Ok(Compact { queue, disk, next: 0, gone, freed: 0, is_batmap_new, is_done: false })
 }
 
 impl Compact {
@@ -86,16 +89,17 @@ impl Compact {
     /// Batmap, table, holes.
     fn forget(&mut self) {
         let gone = std::mem::take(&mut self.gone);
-        if gone.is_empty() {
-            return;
-        }
         let sparse = self.disk.sparse.as_mut().expect("a fixed disk was refused");
         let blocks: Vec<u32> = gone.iter().map(|(block, _)| *block).collect();
-        if let Some(batmap) = sparse.batmap.as_mut().filter(|batmap| batmap.is_valid)
-            && batmap.clear_all(&blocks)
+        if let Some(batmap) = &mut sparse.batmap
+            && (batmap.clear_all(&blocks) || self.is_batmap_new)
         {
             batmap.write(&mut self.queue, IMAGE);
             self.queue.barrier();
+            self.is_batmap_new = false;
+        }
+        if gone.is_empty() {
+            return;
         }
         let mut sectors: Vec<u32> = Vec::new();
         for block in blocks {

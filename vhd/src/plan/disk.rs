@@ -271,6 +271,33 @@ impl Sparse {
     }
 }
 
+impl Disk {
+    /// A cut can leave the bits of a batmap and their checksum apart: then the bits are made anew,
+    /// from what the bitmaps say. Returns whether that was so, and they have to be written.
+    ///
+    /// # Errors
+    /// What reading the bitmaps gives.
+    pub(super) fn mend_batmap(&mut self, files: &dyn Files) -> Result<bool> {
+        let size = self.footer.current_size;
+        let Some(sparse) = &mut self.sparse else { return Ok(false) };
+        if sparse.batmap.as_ref().is_none_or(|batmap| batmap.is_valid) {
+            return Ok(false);
+        }
+        let (file, count) = (files.open(self.file)?, sparse.block_size().sectors());
+        let mut full = Vec::new();
+        for (block, place) in sparse.allocated() {
+            if bits::is_full(&sparse.read_bitmap(file, place)?, count) {
+                full.push(block);
+            }
+        }
+        if let Some(batmap) = &mut sparse.batmap {
+            batmap.cover(batmap::summed_size(size));
+            batmap.set_all(&full);
+        }
+        Ok(true)
+    }
+}
+
 impl Batmap {
     fn open(file: &dyn ReadAt, footer: &Footer, header: &Header) -> Result<Option<Self>> {
         if !footer.is_by_this_family() || footer.creator_version < batmap::CREATOR_VERSION_MIN {

@@ -34,7 +34,7 @@ pub fn fill(files: &dyn Files, sectors: Option<Range<u64>>) -> Result<Box<dyn Pl
     let new = blocks.clone().filter(|block| sparse.block(*block).is_none()).count();
     let new = u32::try_from(new).expect("no more than there are blocks");
     let mut queue = Steps::default();
-    let writer = Writer::new(disk, new, true, &mut queue)?;
+    let writer = Writer::new(files, disk, new, true, &mut queue)?;
     Ok(Box::new(Fill { queue, writer, below, blocks, is_done: false }))
 }
 

@@ -2,7 +2,6 @@
 
 use super::disk::{Disk, Sparse};
 use super::{File, Files, Plan, Steps};
-use crate::bits;
 use crate::error::Result;
 use crate::footer::{FOOTER_SIZE, Footer};
 use crate::image::{FooterPlace, Image, LoadOptions};
@@ -80,18 +79,8 @@ impl Plan for Repair {
 
     fn advance(&mut self, files: &dyn Files) -> Result<bool> {
         let Some(mut disk) = self.damaged.take() else { return Ok(false) };
-        let (file, size) = (files.open(IMAGE)?, disk.footer.current_size);
-        let sparse = disk.sparse.as_mut().expect("it has a batmap");
-        let count = sparse.block_size().sectors();
-        let mut full = Vec::new();
-        for (block, place) in sparse.allocated() {
-            if bits::is_full(&sparse.read_bitmap(file, place)?, count) {
-                full.push(block);
-            }
-        }
-        if let Some(batmap) = &mut sparse.batmap {
-            batmap.cover(crate::batmap::summed_size(size));
-            batmap.set_all(&full);
+        disk.mend_batmap(files)?;
+        if let Some(batmap) = disk.sparse.as_mut().and_then(|sparse| sparse.batmap.as_mut()) {
             batmap.write(&mut self.queue, IMAGE);
             self.queue.barrier();
         }

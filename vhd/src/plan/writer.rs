@@ -45,6 +45,8 @@ pub(super) struct Writer {
     waiting: usize,
     /// Blocks of which all sectors are there now.
     full: Vec<u32>,
+    /// The batmap has to be written, whether a bit of it changes or not.
+    is_batmap_new: bool,
     /// Where the footer is.
     footer_at: u64,
 }
@@ -64,11 +66,13 @@ impl Writer {
     /// # Errors
     /// A fixed disk; ENOSPC, on a device without room for them or past what the table can name.
     pub(super) fn new(
-        disk: Disk,
+        files: &dyn Files,
+        mut disk: Disk,
         new_blocks: u32,
         is_filling: bool,
         steps: &mut Steps,
     ) -> Result<Self> {
+        let is_batmap_new = disk.mend_batmap(files)?;
         let placement = disk.sparse()?.placement();
         let mut end = placement;
         for _ in 0..new_blocks {
@@ -90,6 +94,7 @@ impl Writer {
             bitmaps: Vec::new(),
             waiting: 0,
             full: Vec::new(),
+            is_batmap_new,
             footer_at,
         })
     }
@@ -240,8 +245,8 @@ impl Writer {
         steps.barrier();
         let file = self.disk.file;
         let sparse = self.disk.sparse.as_mut().expect("a fixed disk was refused");
-        if let Some(batmap) = sparse.batmap.as_mut().filter(|batmap| batmap.is_valid)
-            && batmap.set_all(&self.full)
+        if let Some(batmap) = &mut sparse.batmap
+            && (batmap.set_all(&self.full) || self.is_batmap_new)
         {
             batmap.write(steps, file);
             steps.barrier();

@@ -1,0 +1,264 @@
+//! Each system call of each command that changes something fails once, with EIO and with ENOSPC.
+//!
+//! strace makes them fail. The command says so by its exit status, or had no need of it; the image
+//! opens afterwards, or its journal brings it back; and the same command once more does what the
+//! first one should have done.
+
+use std::process::Stdio;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use vhd::header::BlockSize;
+use vhd::testing::Spec;
+use vhd::units::Uuid;
+
+use crate::bench::Bench;
+
+/// What changes files.
+const CALLS: [&str; 9] = [
+    "pwrite64",
+    "fdatasync",
+    "fsync",
+    "ftruncate",
+    "fallocate",
+    "linkat",
+    "link",
+    "unlink",
+    "unlinkat",
+];
+
+/// A command, in a directory with a child `c` of a parent `p`.
+struct Case {
+    command: &'static str,
+    /// What is true when it was done.
+    done: fn(&Bench),
+    /// The image that has to open whatever happened; none for a new one.
+    image: Option<&'static str>,
+}
+
+/// With small blocks: the directory is made anew for each failure.
+fn parent() -> Spec {
+    let block_size = BlockSize::new(256 << 10).unwrap();
+    let spec = Spec::new(4 << 20).with(0, 3, 1).with(4096, 512, 1);
+    Spec { uuid: Uuid([9; 16]), block_size, ..spec }
+}
+
+fn child() -> Spec {
+    let block_size = parent().block_size;
+    Spec { block_size, ..Spec::child_of(&parent(), "p").with(1, 3, 2).with(4100, 2, 2) }
+}
+
+/// What the child shows.
+fn merged() -> Vec<u8> {
+    let mut both = parent();
+    both.sectors.extend(child().sectors);
+    both.disk()
+}
+
+fn shows(bench: &Bench, name: &str) -> Vec<u8> {
+    bench.vhd_ok(&format!("read -n {name} -r 0 -c 8192"))
+}
+
+fn is_sound(bench: &Bench, name: &str) {
+    assert_eq!(bench.vhd_text(&format!("check -b -n {name}")), format!("{name} is valid\n"));
+}
+
+const CASES: [Case; 12] = [
+    Case { command: "create -n new -s 4", done: |bench| is_sound(bench, "new"), image: None },
+    Case {
+        command: "snapshot -n new -p p",
+        done: |bench| {
+            is_sound(bench, "new");
+            assert!(shows(bench, "new") == parent().disk());
+        },
+        image: None,
+    },
+    Case {
+        command: "set -n c -f hidden -v 7",
+        done: |bench| assert_eq!(bench.vhd_text("query -f -n c"), "hidden: 7\n"),
+        image: Some("c"),
+    },
+    Case {
+        command: "set -n c -f marker -v 7",
+        done: |bench| assert_eq!(bench.vhd_text("query -m -n c"), "marker: 7\n"),
+        image: Some("c"),
+    },
+    Case { command: "repair -n c", done: |bench| is_sound(bench, "c"), image: Some("c") },
+    Case {
+        command: "coalesce -n c",
+        done: |bench| {
+            is_sound(bench, "p");
+            assert!(shows(bench, "p") == merged());
+        },
+        image: Some("c"),
+    },
+    Case {
+        command: "fill -n c",
+        done: |bench| {
+            is_sound(bench, "c");
+            assert_eq!(bench.vhd_text("query -a -n c"), "16\n");
+        },
+        image: Some("c"),
+    },
+    Case { command: "modify -p p -n c", done: |bench| is_sound(bench, "c"), image: Some("c") },
+    Case {
+        command: "modify -s 9000000 -n c",
+        done: |bench| assert_eq!(bench.read("c").len(), 9_000_000),
+        image: Some("c"),
+    },
+    Case { command: "compact -n c", done: |bench| is_sound(bench, "c"), image: Some("c") },
+    Case {
+        command: "convert -n c -N new -O dynamic",
+        done: |bench| {
+            is_sound(bench, "new");
+            assert!(shows(bench, "new") == merged());
+        },
+        image: None,
+    },
+    Case {
+        command: "resize -n c -s 600 -j j",
+        done: |bench| {
+            is_sound(bench, "c");
+            assert_eq!(bench.vhd_text("query -v -n c"), "600\n");
+        },
+        image: Some("c"),
+    },
+];
+
+/// The directory as it was before.
+fn reset(bench: &Bench) {
+    for name in ["new", "j"] {
+        drop(std::fs::remove_file(bench.path(name)));
+    }
+    bench.make("p", &parent());
+    bench.make("c", &child());
+}
+
+/// Runs a command, of whose calls of one kind the `number`th fails; its exit status, and whether
+/// one did.
+fn run(bench: &Bench, command: &str, call: &str, errno: &str, number: u32) -> (i32, bool) {
+    let mut arguments =
+        vec!["-qq".to_owned(), "-o".into(), bench.path("trace").display().to_string()];
+    let inject = format!("inject={call}:error={errno}:when={number}");
+    arguments.extend(["-e".into(), format!("trace={call}"), "-e".into(), inject]);
+    arguments.push(env!("CARGO_BIN_EXE_vhd-util").into());
+    arguments.extend(command.split_whitespace().map(ToOwned::to_owned));
+    let mut strace = std::process::Command::new("strace");
+    let strace = strace.args(&arguments).current_dir(bench).stdin(Stdio::null());
+    let output = strace.stdout(Stdio::null()).stderr(Stdio::null()).status().unwrap();
+    let trace = std::fs::read_to_string(bench.path("trace")).unwrap();
+    (output.code().expect("it died of a signal"), trace.contains("(INJECTED)"))
+}
+
+/// Whether strace is there and may make calls fail.
+fn has_strace(bench: &Bench) -> bool {
+    reset(bench);
+    let there = std::process::Command::new("strace").arg("-V").stdout(Stdio::null()).status();
+    let works = there.is_ok() && run(bench, "create -n new -s 2", "pwrite64", "EIO", 1).1;
+    if !works {
+        println!("skipped: strace is not there, or may not change calls");
+    }
+    works
+}
+
+/// After a failure: opens, shows what it did or what it should, and can be done again.
+fn can_be_done_again(bench: &Bench, case: &Case, what: &str) {
+    let mut command = case.command;
+    if bench.path("j").exists() {
+        // A resize that was interrupted: its journal brings back what was.
+        bench.vhd_ok("revert -n c -j j");
+    } else if case.image.is_none() && bench.path("new").exists() {
+        // What has its name is whole.
+        command = "query -v -n new";
+    }
+    if let Some(image) = case.image {
+        let shown = bench.vhd(&format!("read -n {image} -r 0 -c 8192"));
+        assert_eq!(shown.0, 0, "{what}: {}", shown.1);
+        assert!(shows(bench, image) == merged(), "{what}: the data changed");
+    }
+    bench.vhd_ok(command);
+    (case.done)(bench);
+}
+
+/// What is done with each case, several at once; the number of calls that failed.
+fn in_parallel(name: &str, of_case: impl Fn(&Bench, &Case) -> u32 + Sync) -> Option<u32> {
+    if !has_strace(&Bench::in_memory(name)) {
+        return None;
+    }
+    let next = AtomicUsize::new(0);
+    let work = |thread: usize| {
+        let bench = Bench::in_memory(&format!("{name}-{thread}"));
+        let mut count = 0;
+        while let Some(case) = CASES.get(next.fetch_add(1, Ordering::Relaxed)) {
+            count += of_case(&bench, case);
+        }
+        count
+    };
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..4).map(|thread| scope.spawn(move || work(thread))).collect();
+        Some(threads.into_iter().map(|thread| thread.join().unwrap()).sum())
+    })
+}
+
+#[test]
+fn every_change_that_fails_is_told_and_can_be_done_again() {
+    let count = in_parallel("faults-writes", |bench, case| {
+        let mut count = 0;
+        for (errno, status) in [("EIO", 5), ("ENOSPC", 28)] {
+            for call in CALLS {
+                for number in 1.. {
+                    reset(bench);
+                    let (found, has_failed) = run(bench, case.command, call, errno, number);
+                    if !has_failed {
+                        break;
+                    }
+                    count += 1;
+                    let what = format!("{}: {call} {number} {errno}", case.command);
+                    // Shown when one of the assertions fails.
+                    println!("{what} ended with {found}");
+                    if found != 0 {
+                        assert_eq!(found, status, "{what}");
+                        can_be_done_again(bench, case, &what);
+                    } else if !case.command.contains("hidden") {
+                        // It had another way to do what it had to.
+                        (case.done)(bench);
+                    }
+                }
+            }
+        }
+        count
+    });
+    let Some(count) = count else { return };
+    println!("{count} calls failed");
+    assert!(count > 200, "only {count} calls failed");
+}
+
+#[test]
+fn every_read_that_fails_is_told_and_changes_nothing_that_counts() {
+    let count = in_parallel("faults-reads", |bench, case| {
+        let mut count = 0;
+        for number in 1.. {
+            reset(bench);
+            let (found, has_failed) = run(bench, case.command, "pread64", "EIO", number);
+            if !has_failed {
+                break;
+            }
+            if found == 127 {
+                // The first ones are the loader's, of libraries.
+                continue;
+            }
+            count += 1;
+            let what = format!("{}: read {number}", case.command);
+            println!("{what} ended with {found}");
+            if found == 0 {
+                (case.done)(bench);
+            } else {
+                assert_eq!(found, 5, "{what}");
+                can_be_done_again(bench, case, &what);
+            }
+        }
+        count
+    });
+    let Some(count) = count else { return };
+    println!("{count} reads failed");
+    assert!(count > 100, "only {count} reads failed");
+}
