@@ -15,21 +15,31 @@ use crate::command;
 pub(crate) struct Package {
     /// The Debian package.
     name: &'static str,
-    /// The programs that we call.
+    /// The programs that we call; of a package that has none, a file.
     programs: &'static [&'static str],
     /// Which commands and stages of ours call them.
     users: &'static [&'static str],
 }
 
 /// Every one of them.
-const PACKAGES: [Package; 15] = [
+const PACKAGES: [Package; 17] = [
     Package {
         name: "qemu-utils",
-        programs: &["qemu-img", "qemu-nbd"],
+        programs: &["qemu-img", "qemu-nbd", "qemu-io"],
         users: &["demo", "test", "bench"],
     },
     Package { name: "libnbd-bin", programs: &["nbdinfo", "nbdcopy"], users: &["demo", "test"] },
     Package { name: "python3-libnbd", programs: &["nbdsh"], users: &["test"] },
+    Package {
+        name: "python3-libvhdi",
+        programs: &["/usr/share/doc/python3-libvhdi/copyright"],
+        users: &["test"],
+    },
+    Package {
+        name: "python3-cryptography",
+        programs: &["/usr/share/doc/python3-cryptography/copyright"],
+        users: &["test"],
+    },
     Package { name: "fio", programs: &["fio"], users: &["demo", "test", "bench"] },
     Package { name: "nbdkit", programs: &["nbdkit"], users: &["bench"] },
     Package {
