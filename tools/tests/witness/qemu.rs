@@ -94,8 +94,8 @@ pub(crate) fn made_by_qemu(folder: &Folder, count: u64) {
     println!("{} images made by qemu-img", made.len());
 }
 
-/// QEMU knows of no batmap: its first block goes over it, and over a footer, of which it keeps what it
-/// does not write itself. So it is asked what it reads there.
+/// QEMU knows of no batmap: its first block goes over it, and over a footer, of which it keeps what
+/// it does not write itself. So it is asked what it reads there.
 pub(crate) fn written_by_qemu(folder: &Folder, count: u64) {
     let made = for_each_seed(count, |seed| {
         let mut random = Random::new(seed + 20_000);

@@ -127,8 +127,9 @@ impl Compact {
             self.disk.write_footers(&mut self.queue, place, &self.disk.footer);
             self.queue.barrier();
             self.disk.cut_behind(&mut self.queue, place);
+        } else {
+            self.queue.barrier();
         }
-        self.queue.barrier();
         Ok(())
     }
 }

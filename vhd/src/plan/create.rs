@@ -132,8 +132,11 @@ pub fn create(files: &dyn Files, spec: &Spec) -> Result<Create> {
             queue.barrier();
         }
         (Some(length), Some(_)) => {
-            queue.zero(IMAGE, 0, HEADER_OFFSET.saturating_add(HEADER_SIZE as u64));
+            // Without the footer at its end a fixed one is gone, and its data do not matter; a
+            // dynamic one has its copy still, and is whole.
             queue.zero(IMAGE, length.saturating_sub(FOOTER_BYTES), FOOTER_BYTES);
+            queue.barrier();
+            queue.zero(IMAGE, 0, HEADER_OFFSET.saturating_add(HEADER_SIZE as u64));
             queue.barrier();
         }
     }

@@ -2,6 +2,7 @@
 
 use vhd::check::{CheckOptions, check};
 use vhd::image::{Image, LoadOptions};
+use vhd::plan::crash::Recording;
 use vhd::plan::create::{Kind, Parent, Spec, create};
 use vhd::plan::memory::Storage;
 use vhd::plan::{File, Files, Plan};
@@ -82,5 +83,57 @@ fn in_place_of_another_image_a_file_is_that_or_nothing_or_all_of_the_new_one() {
         if name != "fixed" {
             assert_eq!(law::barriers_that_nobody_misses(&recording, &law), [0; 0], "{name}");
         }
+    }
+}
+
+/// A device of 64 sectors with an image on it that fills it to its end, or with a fixed one.
+fn devices() -> [(&'static str, Storage); 3] {
+    let spec = crate::image::Spec::new(3, &[(2, 0xff), (0, 0x81)]);
+    let slack = 64 * 512 - spec.build().len() as u64;
+    let dynamic = crate::image::Spec { slack, ..spec }.build();
+    [
+        ("over rubbish", vec![0xee; 64 * 512]),
+        ("over a dynamic one", dynamic),
+        ("over a fixed one", crate::image::fixed(63)),
+    ]
+    .map(|(name, bytes)| (name, Storage::default().with_device(File::Image, bytes)))
+}
+
+#[test]
+fn on_a_device_there_is_the_old_image_or_nothing_or_all_of_the_new_one() {
+    for (name, spec) in kinds() {
+        // Nobody zeroes a device for a fixed disk of its size: what it holds is what was there.
+        let is_fixed = matches!(spec.kind, Kind::Fixed);
+        let mut all: Vec<(Recording, law::Boxed)> = Vec::new();
+        for (over, start) in devices() {
+            let make = |files: &dyn Files| -> vhd::Result<Box<dyn Plan>> {
+                Ok(Box::new(create(files, &spec)?))
+            };
+            let old = law::image(&start).ok();
+            let size = spec.size;
+            let law = law::boxed(move |state| match law::image(state) {
+                Ok(now) if old.as_ref() == Some(&now) => Ok(()),
+                Ok(_) if is_fixed => {
+                    let bytes = state.bytes(File::Image).expect("a device is always there");
+                    let image = Image::load(bytes, LoadOptions::default());
+                    let found = image.map_err(|error| error.to_string())?.virtual_size();
+                    if found == size { Ok(()) } else { Err(format!("{found} bytes")) }
+                }
+                _ => is_new_if_anything(state, size),
+            });
+            let name = format!("create {name} on a device, {over}");
+            let recording = law::record(&start, &make);
+            law::holds_at_every_cut(&name, &recording, &law);
+            law::holds_after_every_error(&name, &start, &make, &law);
+            let after = recording.end();
+            assert_eq!(after.bytes(File::Image).map(<[u8]>::len), Some(64 * 512), "{name}");
+            if !is_fixed {
+                crate::view::check(after.bytes(File::Image).unwrap()).unwrap();
+            }
+            all.push((recording, law));
+        }
+        // Each way of taking an old image away needs one; a fixed disk has nothing before its footer.
+        let idle = if is_fixed { vec![2] } else { vec![] };
+        assert_eq!(law::idle_barriers(&all), (4, idle), "{name}");
     }
 }

@@ -1,6 +1,7 @@
 //! What is asked of every operation.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Condvar, Mutex};
+use std::time::Duration;
 
 use vhd::plan::crash::{Effort, Recording};
 use vhd::plan::memory::{Fault, MakePlan, Storage};
@@ -38,8 +39,19 @@ pub(crate) fn record_any(start: &Storage, make: &MakePlan<'_>) -> Recording {
     start.clone().run(plan.as_mut()).expect("nothing fails")
 }
 
-/// States that were tried in this run, of all operations.
-static STATES: AtomicU64 = AtomicU64::new(0);
+/// Recordings whose power was cut everywhere in this run, and in how many states.
+static TRIED: Mutex<(usize, u64)> = Mutex::new((0, 0));
+static MORE: Condvar = Condvar::new();
+
+/// Waits until so many recordings were tried; the states of all of them. `None` after a while in
+/// which none came: something else has failed.
+pub(crate) fn states_of(recordings: usize) -> Option<u64> {
+    let tried = TRIED.lock().expect("nobody panics with it");
+    let patience = Duration::from_secs(120);
+    let is_missing = |tried: &mut (usize, u64)| tried.0 < recordings;
+    let (tried, waited) = MORE.wait_timeout_while(tried, patience, is_missing).expect("as above");
+    (!waited.timed_out()).then_some(tried.1)
+}
 
 /// The law holds wherever the power is cut. Prints how much was tried: the last line that it
 /// prints has all of it.
@@ -48,14 +60,14 @@ pub(crate) fn holds_at_every_cut(name: &str, recording: &Recording, law: Law<'_>
         Ok(tried) => tried,
         Err(complaint) => panic!("{name}: {complaint}"),
     };
-    let before = STATES.fetch_add(tried.states, Ordering::Relaxed);
+    let (full, sampled) = (tried.epochs_exhaustive, tried.epochs_sampled);
+    let mut all = TRIED.lock().expect("nobody panics with it");
+    *all = (all.0 + 1, all.1 + tried.states);
+    let (states, sum, count) = (tried.states, all.1, all.0);
     println!(
-        "{name}: {} states, {} epochs in full, {} sampled; {} states so far",
-        tried.states,
-        tried.epochs_exhaustive,
-        tried.epochs_sampled,
-        before + tried.states
+        "{name}: {states} states, {full} epochs in full, {sampled} sampled; {sum} of {count} so far"
     );
+    MORE.notify_all();
 }
 
 /// Barriers without which the law still holds. The last one is not tried: it says that the result

@@ -121,3 +121,28 @@ fn rejects_what_only_a_revert_mends() {
     let error = run(&mut storage, plan).unwrap_err();
     assert_eq!(error.kind(), &vhd::ErrorKind::Poisoned);
 }
+
+#[test]
+fn all_that_can_be_wrong_is_repaired_one_part_after_another() {
+    // All at once: another copy, no footer behind the data, a batmap whose checksum is wrong.
+    let mut bytes = spec().build();
+    let old = image(&Storage::default().with(File::Image, bytes.clone())).unwrap();
+    bytes[2560] ^= 0x40;
+    let end = bytes.len() - 512;
+    bytes[end..].fill(0xee);
+    let mut footer = footer_of(&bytes);
+    footer.uuid = Uuid::NIL;
+    bytes[..512].copy_from_slice(&footer.emit());
+    let start = Storage::default().with(File::Image, bytes);
+    let recording = law::record(&start, &plan);
+    let law = |state: &Storage| {
+        if image(state)? != old {
+            return Err("the repair changed what the disk holds".into());
+        }
+        law::repaired(state.bytes(File::Image).expect("it is there"))
+    };
+    law::holds_at_every_cut("repair: everything", &recording, &law);
+    // Nobody misses them: here sectors are whole, old or new. They are for storage that tears one.
+    assert_eq!(law::barriers_that_nobody_misses(&recording, &law), [0, 1]);
+    assert_eq!(recording.barriers(), 3);
+}

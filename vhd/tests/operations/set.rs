@@ -33,6 +33,8 @@ fn hiding_is_safe_at_every_cut() {
         };
         let recording = law::record(&start, &hide(1));
         law::holds_at_every_cut("set hidden", &recording, &law);
+        // Both footers together, whole either way: there is no barrier to go without.
+        assert_eq!(recording.barriers(), 1);
         law::holds_after_every_error("set hidden", &start, &hide(0), &law);
         let mut storage = start.clone();
         run(&mut storage, hide(200)).unwrap();
