@@ -13,10 +13,10 @@ use nix::errno::Errno;
 pub struct Console {
     out: Box<dyn Write>,
     error: Box<dyn Write>,
-    /// Whether a person reads the output.
-    pub is_terminal: bool,
-    /// Whether errors are explained.
-    pub explains: bool,
+    /// Whether a person reads the output; nobody has looked yet.
+    is_terminal: Option<bool>,
+    /// Whether errors are explained; that depends on who reads them, and nobody has looked yet.
+    explains: Option<bool>,
     /// Put before explanations: program and command.
     pub name: String,
 }
@@ -31,7 +31,7 @@ impl fmt::Debug for Console {
 }
 
 /// Bytes of output that are gathered before they are written.
-const BUFFER_SIZE_BYTES: usize = 1 << 16;
+const BUFFER_SIZE_BYTES: usize = 1 << 14;
 
 impl Console {
     /// Those of the process. `debug` asks for explanations.
@@ -39,14 +39,14 @@ impl Console {
     pub fn standard(name: &str, debug: bool) -> Self {
         let wish = std::env::var_os("VHD_UTIL_ERRORS");
         let explains = match wish.as_deref().and_then(|wish| wish.to_str()) {
-            Some("long") => true,
-            Some("short") => debug,
-            _ => debug || io::stderr().is_terminal(),
+            Some("long") => Some(true),
+            Some("short") => Some(debug),
+            _ => debug.then_some(true),
         };
         Self {
             out: Box::new(io::BufWriter::with_capacity(BUFFER_SIZE_BYTES, io::stdout())),
             error: Box::new(io::stderr()),
-            is_terminal: io::stdout().is_terminal(),
+            is_terminal: None,
             explains,
             name: name.to_owned(),
         }
@@ -55,7 +55,14 @@ impl Console {
     /// Others: a test's.
     #[must_use]
     pub fn new(out: Box<dyn Write>, error: Box<dyn Write>) -> Self {
-        Self { out, error, is_terminal: false, explains: false, name: String::new() }
+        let no = Some(false);
+        Self { out, error, is_terminal: no, explains: no, name: String::new() }
+    }
+
+    /// Whether a person reads the output.
+    #[must_use]
+    pub fn is_terminal(&self) -> bool {
+        self.is_terminal.unwrap_or_else(|| io::stdout().is_terminal())
     }
 
     /// Writes to standard output.
@@ -82,7 +89,7 @@ impl Console {
 
     /// One line on standard error for a person.
     pub fn explain(&mut self, text: &str) {
-        if self.explains {
+        if self.explains.unwrap_or_else(|| io::stderr().is_terminal()) {
             let line = format!("{}: {text}\n", self.name);
             self.complain(line);
         }

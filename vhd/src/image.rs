@@ -254,10 +254,16 @@ impl<R: ReadAt> Image<R> {
             let entries = usize::try_from(left).unwrap_or(usize::MAX).min(TABLE_PIECE / 4);
             let piece = bytes.get_mut(..entries.saturating_mul(4)).unwrap_or_default();
             self.read_table(first, piece)?;
-            for (at, word) in (first..).zip(piece.as_chunks::<4>().0) {
-                let entry = u32::from_be_bytes(*word);
-                if entry != bat::UNUSED {
-                    visit(BlockIndex(at), Sector(entry));
+            // Most of a large disk is not there: sixteen entries at a time.
+            for (at, sixteen) in (first..).step_by(16).zip(piece.chunks(64)) {
+                if sixteen == [0xff; 64] {
+                    continue;
+                }
+                for (at, word) in (at..).zip(sixteen.as_chunks::<4>().0) {
+                    let entry = u32::from_be_bytes(*word);
+                    if entry != bat::UNUSED {
+                        visit(BlockIndex(at), Sector(entry));
+                    }
                 }
             }
             first = first.saturating_add(u32::try_from(entries).unwrap_or(u32::MAX));
@@ -382,7 +388,10 @@ impl<R: ReadAt> Image<R> {
             let (what, unit) = ("Batmap", "bytes");
             return Err(ErrorKind::TooLarge { what, found: size, limit, unit }.into());
         }
-        let there = self.source.length()?.saturating_sub(header.offset);
+        // The file may have grown since it was loaded.
+        let end = header.offset.saturating_add(size);
+        let length = if end <= self.length { self.length } else { self.source.length()? };
+        let there = length.saturating_sub(header.offset);
         if there < size {
             let kind = ErrorKind::Truncated { part, found: there, wanted: size };
             return Err(Error::at(header.offset, kind));
@@ -404,13 +413,20 @@ impl<R: ReadAt> Image<R> {
     /// # Errors
     /// It has no blocks; storage fails.
     pub fn layout(&self) -> Result<Layout> {
-        let header = self.blocks()?;
         let batmap = match self.batmap_header() {
             Ok(batmap) => batmap,
             Err(error) if matches!(error.kind(), ErrorKind::Io { .. }) => return Err(error),
             Err(_) => None,
         };
-        Ok(Layout::of(self.footer.data_offset, header, batmap.as_ref()))
+        self.layout_around(batmap.as_ref())
+    }
+
+    /// The same for who has read the batmap's header already.
+    ///
+    /// # Errors
+    /// It has no blocks.
+    pub fn layout_around(&self, batmap: Option<&BatmapHeader>) -> Result<Layout> {
+        Ok(Layout::of(self.footer.data_offset, self.blocks()?, batmap))
     }
 
     /// Where new blocks go, behind all that is there.

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use nix::errno::Errno;
 
-use super::{Command, Kind};
+use super::{Command, Kind, Run};
 use crate::console::{Console, Failure};
 use crate::number::unsigned;
 use crate::options::Options;
@@ -19,18 +19,15 @@ pub(super) const COMMAND: Command = Command {
     usage_status: 22,
     repeats: true,
     not_of_aio: None,
-    run,
+    run: Run::Two(run),
 };
 
 fn run(
     console: &mut Console,
     kind: Kind,
     options: &Options,
-    operands: &[&OsStr],
+    [size, path]: [&OsStr; 2],
 ) -> Result<(), Failure> {
-    let [size, path] = operands else {
-        return COMMAND.refuse(console, kind);
-    };
     if kind == Kind::Vhd && options.has(b'b') {
         return unknown_b(console, &VHD_CREATE);
     }

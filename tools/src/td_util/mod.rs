@@ -33,7 +33,16 @@ struct Command {
     repeats: bool,
     /// Why raw files have no such thing.
     not_of_aio: Option<&'static str>,
-    run: fn(&mut Console, Kind, &Options, &[&OsStr]) -> Result<(), Failure>,
+    run: Run,
+}
+
+type Done = Result<(), Failure>;
+
+/// What it does, with so many operands.
+enum Run {
+    One(fn(&mut Console, Kind, &Options, &OsStr) -> Done),
+    Two(fn(&mut Console, Kind, &Options, [&OsStr; 2]) -> Done),
+    Three(fn(&mut Console, &Options, [&OsStr; 3]) -> Done),
 }
 
 const COMMANDS: [Command; 4] = [create::COMMAND, snapshot::COMMAND, query::COMMAND, set::COMMAND];
@@ -85,7 +94,12 @@ fn run(
     match Options::parse(command.short, &["--no-lock"], arguments) {
         Parsed::Options(options) => {
             let operands: Vec<&OsStr> = options.operands().collect();
-            (command.run)(console, kind, &options, &operands)
+            match (&command.run, &operands[..]) {
+                (Run::One(run), [one]) => run(console, kind, &options, one),
+                (Run::Two(run), [one, two]) => run(console, kind, &options, [one, two]),
+                (Run::Three(run), [one, two, three]) => run(console, &options, [one, two, three]),
+                _ => command.refuse(console, kind),
+            }
         }
         Parsed::Help => console.print(format!("{}\n{HELP}", command.usage(kind))),
         Parsed::Usage => {

@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use super::{Command, Kind};
+use super::{Command, Kind, Run};
 use crate::console::{Console, Failure};
 use crate::options::Options;
 use crate::vhd_util::image::{self, Image};
@@ -17,18 +17,10 @@ pub(super) const COMMAND: Command = Command {
     usage_status: 0,
     repeats: false,
     not_of_aio: None,
-    run,
+    run: Run::One(run),
 };
 
-fn run(
-    console: &mut Console,
-    kind: Kind,
-    options: &Options,
-    operands: &[&OsStr],
-) -> Result<(), Failure> {
-    let [path] = operands else {
-        return COMMAND.refuse(console, kind);
-    };
+fn run(console: &mut Console, kind: Kind, options: &Options, path: &OsStr) -> Result<(), Failure> {
     let path = Path::new(path);
     if kind == Kind::Aio {
         return query_raw(console, options, path);

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use nix::errno::Errno;
 
-use super::{Command, Kind};
+use super::{Command, Kind, Run};
 use crate::console::{Console, Failure};
 use crate::number::atoi;
 use crate::options::Options;
@@ -18,22 +18,18 @@ pub(super) const COMMAND: Command = Command {
     usage_status: 22,
     repeats: true,
     not_of_aio: Some("Cannot set fields of aio images"),
-    run,
+    run: Run::Three(run),
 };
 
 fn run(
     console: &mut Console,
-    kind: Kind,
     options: &Options,
-    operands: &[&OsStr],
+    [path, field, value]: [&OsStr; 3],
 ) -> Result<(), Failure> {
-    let (path, field, value) = match operands {
-        [path, field, value] => (Path::new(path), field, value),
-        _ => return COMMAND.refuse(console, kind),
-    };
-    if *field != "hidden" {
+    let path = Path::new(path);
+    if field != "hidden" {
         console.complain(format!("Invalid field {}\n", field.display()));
-        return COMMAND.refuse(console, kind);
+        return COMMAND.refuse(console, Kind::Vhd);
     }
     let Some(value) = atoi(value).and_then(|value| u8::try_from(value).ok()) else {
         return Err(Failure::new(Errno::EINVAL, "A value is a number from 0 to 255"));

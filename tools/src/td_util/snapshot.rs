@@ -6,7 +6,7 @@ use std::path::Path;
 use nix::errno::Errno;
 
 use super::create::unknown_b;
-use super::{Command, Kind};
+use super::{Command, Kind, Run};
 use crate::console::{Console, Failure};
 use crate::number::atoi;
 use crate::options::Options;
@@ -20,18 +20,15 @@ pub(super) const COMMAND: Command = Command {
     usage_status: 0,
     repeats: false,
     not_of_aio: Some("Cannot create snapshot of aio image type"),
-    run,
+    run: Run::Two(run),
 };
 
 fn run(
     console: &mut Console,
-    kind: Kind,
+    _: Kind,
     options: &Options,
-    operands: &[&OsStr],
+    [path, parent]: [&OsStr; 2],
 ) -> Result<(), Failure> {
-    let [path, parent] = operands else {
-        return COMMAND.refuse(console, kind);
-    };
     if !Path::new(parent).exists() {
         console.complain(format!("File {} not found\n", parent.display()));
         return Err(Failure::new(Errno::ENOENT, "A parent is a file"));

@@ -9,12 +9,11 @@ use nix::errno::Errno;
 use serde_json::{Value, json};
 use vhd::check::{CheckOptions, Checked, Finding, Stats, check_chain, stats};
 use vhd::units::Timestamp;
-use vhd_files::file::ImageFile;
-use vhd_files::host::LocalHost;
 
 use super::dump::Numbers;
 use super::image::{self, Reading};
 use super::read;
+use super::watched::{WatchedFile, WatchedHost};
 use crate::console::{Console, Failure, errno_of};
 use crate::options::Options;
 use crate::program::{Command, Stream};
@@ -64,8 +63,11 @@ fn run(console: &mut Console, options: &Options) -> Result<(), Failure> {
     check_file(console, path)?;
     let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
     let now = Timestamp::from_unix(seconds);
+    // Only with -b there is something to wait for.
+    let host = WatchedHost::new(wanted.read_data.then_some("check"));
     let opened = image::gate(path)
-        .and_then(|gate| check_chain(&LocalHost, path, &gate, wanted, options.has(b'p'), now));
+        .and_then(|gate| check_chain(&host, path, &gate, wanted, options.has(b'p'), now));
+    host.finish();
     let checked = match opened {
         Ok(checked) => checked,
         Err(error) => {
@@ -129,7 +131,7 @@ fn failure<F>(one: &Checked<F>, finding: &Finding) -> Failure {
 fn refuse(
     console: &mut Console,
     name: &Path,
-    one: &Checked<ImageFile>,
+    one: &Checked<WatchedFile>,
     finding: &Finding,
 ) -> Result<(), Failure> {
     // As ever: that it cannot be opened is said below.
@@ -151,7 +153,7 @@ fn refuse(
 }
 
 /// The ancestors first; those without blocks have nothing to count.
-fn print_stats(console: &mut Console, checked: &[Checked<ImageFile>]) -> Result<(), Failure> {
+fn print_stats(console: &mut Console, checked: &[Checked<WatchedFile>]) -> Result<(), Failure> {
     let images: Vec<_> = checked.iter().filter_map(|one| one.image.as_ref()).collect();
     for (number, image) in images.iter().enumerate().rev() {
         if !image.footer().disk_type.has_blocks() {
@@ -196,7 +198,7 @@ fn percent(part: u64, whole: u64) -> String {
     format!("{}.{:02}", hundredths / 100, hundredths % 100)
 }
 
-fn object(one: &Checked<ImageFile>) -> Value {
+fn object(one: &Checked<WatchedFile>) -> Value {
     let findings = one.report.findings.iter().map(|finding| {
         json!({
             "code": finding.code(),

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use super::key::read_key;
 use super::source::{Format, Source};
 use super::writer::{Job, Target, write};
 use crate::console::{Console, Failure, exit_status};
@@ -10,10 +11,10 @@ use crate::program::{Command, Stream};
 
 pub(crate) const COMMAND: Command = Command {
     name: "convert",
-    short: "n:N:f:O:h",
+    short: "n:N:f:O:k:h",
     long: &[],
     usage: "options: <-n name> <-N new name> [-f vhd|raw|qcow2 format of name] [-O dynamic|fixed|raw \
-            format of new name] [-h help]\n",
+            format of new name] [-k key file of name] [-h help]\n",
     usage_stream: Stream::Out,
     usage_status: 22,
     help: HELP,
@@ -25,6 +26,7 @@ file has its name when all of it is durable, and not before.
 
   -n name    what is read: 'vhd' unless -f says 'raw' or 'qcow2'; formats are never guessed
   -N name    what is made: 'dynamic' unless -O says 'fixed' or 'raw'; must not be there yet
+  -k file    the key of an encrypted VHD; what is made is not encrypted
 
 A qcow2 image must not have a backing file: whoever made it chose the name of that.
 
@@ -51,7 +53,15 @@ fn run(console: &mut Console, options: &Options) -> Result<(), Failure> {
         Some(_) => return COMMAND.refuse(console, "Option -O has none of dynamic, fixed, raw"),
     };
     let (path, new) = (Path::new(name), Path::new(new));
-    let done = Source::open(path, format).and_then(|mut source| {
+    let key = options.argument(b'k').map(Path::new);
+    if key.is_some() && format != Format::Vhd {
+        return COMMAND.refuse(console, "Option -k is for VHDs");
+    }
+    let opened = match key {
+        Some(key) => read_key(key).and_then(|key| Source::open_encrypted(path, &key)),
+        None => Source::open(path, format),
+    };
+    let done = opened.and_then(|mut source| {
         let what = "convert";
         let job = Job { target, keep: None, metadata_size: None, encryption: None, what };
         write(&mut source, new, &job)

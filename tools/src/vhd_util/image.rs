@@ -1,7 +1,10 @@
 //! An image that a command works on: opened, with errors that name it.
 
+use std::cell::Cell;
 use std::ops::Deref;
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use vhd::batmap::KeyHash;
 use vhd::chain::{Chain, ChainOptions};
@@ -9,9 +12,10 @@ use vhd::footer::{DiskType, FOOTER_SIZE};
 use vhd::gate::Gate;
 use vhd::header::{BlockSize, HEADER_SIZE};
 use vhd::image::LoadOptions;
+use vhd::layout::Placement;
 use vhd::locator::Platform;
 use vhd::read_at::{ReadAt, truncated};
-use vhd::{Error, ErrorKind, Result};
+use vhd::{Error, ErrorKind, Part, Result};
 use vhd_files::file::ImageFile;
 use vhd_files::host::LocalHost;
 
@@ -85,6 +89,8 @@ impl ReadAt for Store {
 pub(crate) struct Image {
     image: vhd::image::Image<Store>,
     path: PathBuf,
+    /// Blocks in the table, from going through it for something else.
+    count: Cell<Option<u64>>,
 }
 
 impl Deref for Image {
@@ -97,7 +103,54 @@ impl Deref for Image {
 
 /// Opens one.
 pub(crate) fn open(path: &Path, reading: Reading) -> Result<Image> {
-    load(path, Store::File(ImageFile::open(path)?), reading)
+    patiently(
+        || load(path, Store::File(ImageFile::open(path)?), reading),
+        || may_be_changing(path),
+        pause,
+    )
+}
+
+/// How often a header is read that makes no sense, and the time in between.
+const ATTEMPTS: u32 = 10;
+const PAUSE: Duration = Duration::from_millis(100);
+/// Who wrote a file longer ago than this is done with its header.
+const RECENT: Duration = Duration::from_secs(10);
+
+/// Another host may be giving the image another parent just now, and half of its header is there:
+/// then it is read again. A header that is damaged for good costs a second.
+fn patiently<T>(
+    mut attempt: impl FnMut() -> Result<T>,
+    may_be_changing: impl Fn() -> bool,
+    mut pause: impl FnMut(),
+) -> Result<T> {
+    for _ in 1..ATTEMPTS {
+        match attempt() {
+            Err(error) if is_of_header(&error) && may_be_changing() => pause(),
+            result => return result,
+        }
+    }
+    attempt()
+}
+
+fn is_of_header(error: &Error) -> bool {
+    matches!(
+        error.kind(),
+        ErrorKind::Cookie { part: Part::Header, .. }
+            | ErrorKind::Checksum { part: Part::Header, .. }
+            | ErrorKind::Version { part: Part::Header, .. }
+    )
+}
+
+/// Of a device nobody knows when it was written.
+fn may_be_changing(path: &Path) -> bool {
+    let Ok(metadata) = std::fs::metadata(path) else { return false };
+    let age = metadata.modified().map(|time| time.elapsed().unwrap_or_default());
+    metadata.file_type().is_block_device() || age.is_ok_and(|age| age < RECENT)
+}
+
+#[allow(clippy::disallowed_methods, reason = "another host is waited for, of which nothing tells")]
+fn pause() {
+    std::thread::sleep(PAUSE);
 }
 
 /// Opens one to be told about, by the copy of its footer if that is asked for. Only an interrupted
@@ -118,7 +171,7 @@ pub(crate) fn open_segment(name: &Path, segment: &Segment, reading: Reading) -> 
 
 fn load(path: &Path, store: Store, reading: Reading) -> Result<Image> {
     let image = vhd::image::Image::load(store, reading.options())?;
-    Ok(Image { image, path: path.to_owned() })
+    Ok(Image { image, path: path.to_owned(), count: Cell::new(None) })
 }
 
 /// The length of a file or device, in bytes.
@@ -200,8 +253,15 @@ impl Image {
             return Ok(self.file_size());
         }
         // As ever: where the batmap is damaged nobody can say where the metadata end.
-        self.batmap()?;
-        Ok(self.end_of_data()?.saturating_add(FOOTER_SIZE as u64))
+        let batmap = self.batmap()?.map(|batmap| batmap.header);
+        let mut placement = Placement::of(&self.layout_around(batmap.as_ref())?, []);
+        let mut count = 0;
+        self.for_each_block(|_, place| {
+            placement.take(place);
+            count += 1;
+        })?;
+        self.count.set(Some(count));
+        Ok(placement.end_of_data().saturating_add(FOOTER_SIZE as u64))
     }
 
     /// Blocks that are stored, of 2 MiB where the format has none.
@@ -210,7 +270,10 @@ impl Image {
             return Err(ErrorKind::DiskType(found).into());
         }
         match self.header() {
-            Some(_) => Ok(self.allocated_count()?.into()),
+            Some(_) => match self.count.take() {
+                Some(count) => Ok(count),
+                None => Ok(self.allocated_count()?.into()),
+            },
             None => Ok(self.virtual_size().div_ceil(BlockSize::DEFAULT.bytes())),
         }
     }
@@ -342,4 +405,52 @@ pub(crate) fn remains(path: &Path) -> Option<(FooterBytes, HeaderBytes)> {
         }
     }
     Some((footer, header))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn header() -> Error {
+        ErrorKind::Checksum { part: Part::Header, found: 1, wanted: 2 }.into()
+    }
+
+    #[test]
+    fn a_header_that_somebody_writes_is_read_again() {
+        let (mut attempts, mut pauses) = (0, 0);
+        let attempt = || {
+            attempts += 1;
+            if attempts < 4 { Err(header()) } else { Ok(attempts) }
+        };
+        assert_eq!(patiently(attempt, || true, || pauses += 1), Ok(4));
+        assert_eq!(pauses, 3);
+    }
+
+    #[test]
+    fn a_header_that_is_damaged_is_given_up_at_once_or_after_a_while() {
+        let mut attempts = 0;
+        let mut attempt = |error: fn() -> Error, may_be_changing: bool| {
+            attempts = 0;
+            let failing = || {
+                attempts += 1;
+                Err::<(), _>(error())
+            };
+            assert!(patiently(failing, || may_be_changing, || {}).is_err());
+            attempts
+        };
+        assert_eq!(attempt(header, true), ATTEMPTS);
+        assert_eq!(attempt(header, false), 1);
+        assert_eq!(attempt(|| ErrorKind::Poisoned.into(), true), 1);
+    }
+
+    #[test]
+    fn a_file_that_was_written_long_ago_does_not_change() {
+        let path = std::env::temp_dir().join(format!("image-age-{}", std::process::id()));
+        let file = std::fs::File::create(&path).unwrap();
+        assert!(may_be_changing(&path));
+        file.set_modified(std::time::SystemTime::now() - 2 * RECENT).unwrap();
+        assert!(!may_be_changing(&path));
+        std::fs::remove_file(&path).unwrap();
+        assert!(!may_be_changing(&path));
+    }
 }

@@ -71,7 +71,8 @@ fn said<T>(console: &mut Console, done: Result<T, Failure>, what: &str) -> Resul
     })
 }
 
-fn read_key(path: &Path) -> Result<Key, Failure> {
+/// The key in a file.
+pub(super) fn read_key(path: &Path) -> Result<Key, Failure> {
     Key::from_file(path)
         .map_err(|error| Failure::new(Errno::EINVAL, format!("{}: {error}", path.display())))
 }

@@ -49,7 +49,7 @@ fn run(console: &mut Console, options: &Options) -> Result<(), Failure> {
     if options.has_long("--json") {
         return print_json(console, &mut chain, failed);
     }
-    if console.is_terminal {
+    if console.is_terminal() {
         let mut picture = Picture::new(size);
         each(&mut chain, |extent| {
             picture.add(extent);

@@ -27,6 +27,7 @@ pub(crate) mod set;
 pub(crate) mod snapshot;
 mod source;
 mod summary;
+mod watched;
 mod writer;
 
 use crate::program::Program;

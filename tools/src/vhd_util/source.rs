@@ -7,8 +7,9 @@ use imago::qcow2::Qcow2;
 use imago::{DenyImplicitOpenGate, FormatAccess, FormatDriverBuilder, StorageOpenOptions};
 use nix::errno::Errno;
 use nix::unistd::{Whence, lseek};
-use vhd::chain::{Chain, ChainOptions};
+use vhd::chain::{Chain, ChainOptions, Member};
 use vhd::read_at::ReadAt;
+use vhd_files::encryption::{Encryption, Key};
 use vhd_files::file::ImageFile;
 
 use super::image;
@@ -31,6 +32,8 @@ pub(super) enum Format {
 pub(super) enum Source {
     Raw(ImageFile),
     Vhd(Box<Chain<ImageFile>>),
+    /// Stored in a key; parents that are raw are not.
+    Encrypted(Box<Chain<ImageFile>>, Encryption),
     Qcow2(Box<FormatAccess<QcowFile>>),
 }
 
@@ -54,11 +57,26 @@ impl Source {
         }
     }
 
+    /// Opens a VHD that is encrypted. All images of its chain have one key.
+    pub(super) fn open_encrypted(path: &Path, key: &Key) -> Result<Self, Failure> {
+        let options = ChainOptions { as_stored: true, ..ChainOptions::default() };
+        let chain = image::chain(path, options).map_err(|error| image::failure(path, &error))?;
+        for (member, path) in chain.members() {
+            let Member::Vhd(image) = member else { continue };
+            let header = image.batmap_header().map_err(|error| image::failure(path, &error))?;
+            if !header.and_then(|it| it.keyhash).is_some_and(|keyhash| key.opens(&keyhash)) {
+                let why = format!("{}: It was not made with this key", path.display());
+                return Err(Failure::new(Errno::EINVAL, why));
+            }
+        }
+        Ok(Self::Encrypted(Box::new(chain), Encryption::new(key)))
+    }
+
     /// In bytes.
     pub(super) fn size(&self) -> Result<u64, Failure> {
         match self {
             Self::Raw(file) => file.length().map_err(|error| image::failure(file.path(), &error)),
-            Self::Vhd(chain) => Ok(chain.virtual_size()),
+            Self::Vhd(chain) | Self::Encrypted(chain, _) => Ok(chain.virtual_size()),
             Self::Qcow2(image) => Ok(image.size()),
         }
     }
@@ -79,6 +97,9 @@ impl Source {
         match self {
             Self::Raw(file) => file.read_at(offset, now).map_err(failed),
             Self::Vhd(chain) => chain.read_at(offset, now).map_err(failed),
+            Self::Encrypted(chain, encryption) => {
+                decrypt(chain, encryption, offset, now).map_err(failed)
+            }
             Self::Qcow2(image) => image
                 .read(now, offset)
                 .map_err(|error| Failure::io(&format!("Cannot read the disk at {offset}"), &error)),
@@ -94,7 +115,7 @@ impl Source {
             Self::Raw(file) => {
                 Ok(next_data(file, offset).is_none_or(|data| data >= offset + length))
             }
-            Self::Vhd(chain) => {
+            Self::Vhd(chain) | Self::Encrypted(chain, _) => {
                 let located = chain.locate(offset, length);
                 let extent = located.map_err(|error| Failure::Errno {
                     errno: error.errno(),
@@ -105,6 +126,34 @@ impl Source {
             Self::Qcow2(_) => Ok(false),
         }
     }
+}
+
+/// Reads whole sectors; what no image stores is zero, and in no key.
+fn decrypt(
+    chain: &mut Chain<ImageFile>,
+    encryption: &Encryption,
+    offset: u64,
+    buffer: &mut [u8],
+) -> vhd::Result<()> {
+    let mut done = 0;
+    while done < buffer.len() {
+        let (at, left) = (offset + done as u64, (buffer.len() - done) as u64);
+        let extent = chain.locate(at, left)?;
+        let length = usize::try_from(extent.length.min(left)).expect("no longer than the buffer");
+        let piece = &mut buffer[done..done + length];
+        match extent.stored {
+            None => piece.fill(0),
+            Some(stored) => {
+                chain.read_stored(stored, piece)?;
+                let member = chain.members().nth(stored.image);
+                if member.is_some_and(|(member, _)| matches!(member, Member::Vhd(_))) {
+                    encryption.decrypt(at >> 9, piece);
+                }
+            }
+        }
+        done += length;
+    }
+    Ok(())
 }
 
 /// Where the next bytes are that are stored; `Some(offset)` where the file system cannot tell.

@@ -243,4 +243,16 @@ fn an_encrypted_copy_is_nothing_without_its_key() {
         assert!(why.contains("e: ") && why.contains("encrypt"), "{command}: {why}");
     }
     assert_eq!(bench.vhd_text("check -n e"), "e is valid\n");
+    fs::write(bench.path("o,aes-xts-plain,512.key"), [8; 64]).unwrap();
+    let why = bench.vhd_why("convert -n e -N raw -O raw -k o,aes-xts-plain,512.key", 22);
+    assert!(why.contains("not made with this key"), "{why}");
+    assert!(!bench.path("raw").exists());
+    bench.vhd_ok("convert -n e -N raw -O raw -k k,aes-xts-plain,512.key");
+    assert!(bench.read("raw") == parent().disk());
+    assert_eq!(bench.vhd("convert -n a -N b -k k,aes-xts-plain,512.key").0, 22, "not encrypted");
+    assert_eq!(bench.vhd("convert -n raw -f raw -N b -k k,aes-xts-plain,512.key").0, 22);
+    // A child of it: what it does not hold is read, and decrypted, from there.
+    bench.vhd_ok("snapshot -n c -p e");
+    bench.vhd_ok("convert -n c -N raw2 -O raw -k k,aes-xts-plain,512.key");
+    assert!(bench.read("raw2") == parent().disk());
 }

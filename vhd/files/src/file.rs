@@ -35,6 +35,8 @@ pub struct ImageFile {
     is_device: bool,
     /// What memory, offsets and lengths are multiples of: 1 without direct I/O.
     alignment: Cell<usize>,
+    /// The length of a file when it was opened, for the first who asks.
+    first_length: Cell<Option<u64>>,
 }
 
 /// Why a file could not be opened.
@@ -101,6 +103,8 @@ impl ImageFile {
         let file = Self::open_with(path, OpenOptions::new().read(true).write(true))?;
         let outcome =
             lock::lock_for_writing(&file.file, path, policy).map_err(OpenError::Locked)?;
+        // Who had the lock may have changed it meanwhile.
+        file.first_length.set(None);
         Ok((file, outcome))
     }
 
@@ -126,12 +130,15 @@ impl ImageFile {
             }
             opened => (opened?, 512),
         };
-        let kind = file.metadata()?.file_type();
+        let metadata = file.metadata()?;
+        let kind = metadata.file_type();
         if !kind.is_file() && !kind.is_block_device() {
             return Err(OpenError::Type);
         }
         let is_device = kind.is_block_device();
-        Ok(Self { file, path: path.to_owned(), is_device, alignment: Cell::new(alignment) })
+        let first_length = Cell::new((!is_device).then_some(metadata.len()));
+        let (path, alignment) = (path.to_owned(), Cell::new(alignment));
+        Ok(Self { file, path, is_device, alignment, first_length })
     }
 
     /// As it was opened.
@@ -157,6 +164,7 @@ impl ImageFile {
     /// # Errors
     /// The storage fails; the end of a device.
     pub fn write_all_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        self.first_length.set(None);
         self.adapt(|alignment| self.write_aligned(alignment, bytes, offset))
     }
 
@@ -168,7 +176,7 @@ impl ImageFile {
         let mut end = offset.checked_add(length).ok_or_else(past_all_files)?;
         if !self.is_device {
             // Behind the end, zeros are there already once the file is longer.
-            let file_size = self.file.metadata()?.len();
+            let file_size = self.file_size()?;
             if end > file_size {
                 self.file.set_len(end)?;
                 end = file_size;
@@ -203,6 +211,7 @@ impl ImageFile {
     /// # Errors
     /// The storage fails.
     pub fn set_length(&self, length: u64) -> io::Result<()> {
+        self.first_length.set(None);
         if self.is_device { Ok(()) } else { self.file.set_len(length) }
     }
 
@@ -364,10 +373,10 @@ impl ImageFile {
     }
 
     fn file_size(&self) -> io::Result<u64> {
-        if self.is_device {
-            (&self.file).seek(SeekFrom::End(0))
-        } else {
-            Ok(self.file.metadata()?.len())
+        match self.first_length.take() {
+            Some(length) => Ok(length),
+            None if self.is_device => (&self.file).seek(SeekFrom::End(0)),
+            None => Ok(self.file.metadata()?.len()),
         }
     }
 }

@@ -132,7 +132,8 @@ fn on_a_device_there_is_the_old_image_or_nothing_or_all_of_the_new_one() {
             }
             all.push((recording, law));
         }
-        // Each way of taking an old image away needs one; a fixed disk has nothing before its footer.
+        // Each way of taking an old image away needs one; a fixed disk has nothing before its
+        // footer.
         let idle = if is_fixed { vec![2] } else { vec![] };
         assert_eq!(law::idle_barriers(&all), (4, idle), "{name}");
     }
