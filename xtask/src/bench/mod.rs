@@ -13,6 +13,7 @@ mod rates;
 mod ring;
 mod servers;
 mod syscalls;
+mod tools;
 
 use std::fs;
 use std::io::Write as _;
@@ -33,7 +34,7 @@ pub(crate) struct Measurement {
 }
 
 /// All of them, in the order in which they run.
-pub(crate) const MEASUREMENTS: [Measurement; 5] = [
+pub(crate) const MEASUREMENTS: [Measurement; 6] = [
     Measurement {
         name: "ring",
         what: "the ring's door in front of null:, on a simulated driver",
@@ -46,6 +47,11 @@ pub(crate) const MEASUREMENTS: [Measurement; 5] = [
     },
     Measurement { name: "syscalls", what: "system calls per request", run: syscalls::measure },
     Measurement { name: "rates", what: "requests and bytes per second, CPU", run: rates::measure },
+    Measurement {
+        name: "tools",
+        what: "the offline tools: counts of whole commands, and rates beside dd and qemu-img",
+        run: tools::measure,
+    },
     Measurement {
         name: "vm",
         what: "a disk of the kernel's driver beside null_blk and loop, in a machine",
@@ -124,15 +130,20 @@ fn fill(image: &Path) -> std::io::Result<()> {
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
     let mut block = vec![0; 1 << 20];
     for _ in 0..IMAGE_BYTES >> 20 {
-        for word in block.chunks_exact_mut(8) {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            word.copy_from_slice(&state.to_le_bytes());
-        }
+        scramble(&mut state, &mut block);
         file.write_all(&block)?;
     }
     file.sync_all()
+}
+
+/// Fills a block with the next numbers of a sequence.
+fn scramble(state: &mut u64, block: &mut [u8]) {
+    for word in block.chunks_exact_mut(8) {
+        *state ^= *state << 13;
+        *state ^= *state >> 7;
+        *state ^= *state << 17;
+        word.copy_from_slice(&state.to_le_bytes());
+    }
 }
 
 fn in_machine(ground: &mut Ground) -> Result<()> {

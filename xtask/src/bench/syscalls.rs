@@ -95,8 +95,22 @@ fn total(
 
 /// The system calls of a program, but those on eventfds (`read` and `write`).
 pub(super) fn around(program: &Command, file: &Path) -> Result<u64> {
+    counted(program, file, &["-e", "trace=!read,write"])
+}
+
+/// All system calls of a program, from its start to its end.
+pub(super) fn of_all(program: &Command, file: &Path) -> Result<u64> {
+    counted(program, file, &[])
+}
+
+fn counted(program: &Command, file: &Path, filter: &[&str]) -> Result<u64> {
     let mut strace = command::tool("strace");
-    strace.args(["-f", "-c", "-e", "trace=!read,write", "-o"]).arg(file);
+    strace.args(["-f", "-c"]).args(filter).arg("-o").arg(file);
+    // Cargo's: in each of its folders libraries would be looked for.
+    strace.env_remove("LD_LIBRARY_PATH");
+    if let Some(folder) = program.get_current_dir() {
+        strace.current_dir(folder);
+    }
     strace.arg(program.get_program()).args(program.get_args());
     for (name, value) in program.get_envs() {
         if let Some(value) = value {
