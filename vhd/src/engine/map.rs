@@ -208,6 +208,11 @@ impl Engine {
         // A write takes the present sectors behind along: one I/O, and bits that are set already.
         let count = match run.op {
             Op::Write => run.count,
+            // A write under way sets these bits, over what is there by then: also what a write
+            // that overlapped it, and failed, left.
+            Op::WriteZeroes if busy.is_some_and(|index| self.is_claimed(index, run, count)) => {
+                count
+            }
             Op::WriteZeroes => match self.below(run, u64::from(count)) {
                 Answer::Data { count, .. } => count as u32,
                 other => return other,
@@ -225,6 +230,13 @@ impl Engine {
             }
         };
         self.claim(run, index, count)
+    }
+
+    /// Whether writes under way touch the first `count` sectors of a run.
+    fn is_claimed(&self, index: u16, run: &Run, count: u32) -> bool {
+        self.changes.of(index).any(|(_, claim)| {
+            claim.from < run.within + count && run.within < claim.from + claim.count
+        })
     }
 
     /// What the layers below hold of the start of a run: zeros, or something.

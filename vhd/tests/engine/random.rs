@@ -239,6 +239,41 @@ fn no_cut_and_no_kill_breaks_a_promise() {
     println!("{} disks: {total:?}", disks());
 }
 
+/// Found by seed 4103: zeros were taken for done where nothing was present yet, while a write under
+/// way was about to make present what another one, that failed, had left there.
+#[test]
+fn zeros_replace_what_a_failed_write_left_under_a_write_under_way() {
+    let shape = Shape {
+        block_sectors: 8,
+        blocks: 3,
+        parent: false,
+        middle: false,
+        device: Some(3),
+        without: None,
+        drop_zeros: true,
+    };
+    let store = Store::new(shape.leaf());
+    let mut rig = Rig::new(shape, store, Oracle::new(shape.initial()), 10).unwrap();
+    let write = |sector| Ask::Write { sector, count: 1, fua: false, zeros: false };
+    let quiet = |rig: &mut Rig| {
+        while rig.running() > 0 {
+            rig.end(0, Outcome::Done).unwrap();
+        }
+    };
+    rig.ask(write(0)).unwrap();
+    quiet(&mut rig);
+    rig.ask(write(1)).unwrap();
+    rig.ask(write(1)).unwrap();
+    rig.end(0, Outcome::Done).unwrap();
+    rig.end(0, Outcome::Failed(u64::MAX)).unwrap();
+    assert!(rig.running() > 0, "the first has a turn to wait for");
+    rig.ask(Ask::Zero { sector: 1, count: 1 }).unwrap();
+    quiet(&mut rig);
+    rig.ask(Ask::Read { sector: 1, count: 1 }).unwrap();
+    quiet(&mut rig);
+    assert!(rig.is_quiet());
+}
+
 #[test]
 fn without_a_rule_some_seed_is_noticed() {
     for rule in [
