@@ -174,7 +174,8 @@ pub fn find(pattern: &OsStr) -> Found {
             .flat_map(|directory| list(directory, name, &mut found.errors))
             .map(|path| PathBuf::from(OsString::from_vec(path)))
             .collect();
-        paths.sort();
+        // Byte by byte, as everybody sorts names in the C locale.
+        paths.sort_by(|one, other| one.as_os_str().cmp(other.as_os_str()));
         found.paths.append(&mut paths);
     }
     found

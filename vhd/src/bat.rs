@@ -149,6 +149,20 @@ impl Bat {
     }
 }
 
+/// The bytes of a table without a block, for a new image.
+///
+/// # Panics
+/// More than [`ENTRIES_MAX`] entries.
+#[must_use]
+pub fn emit_unused(entries: u32) -> Vec<u8> {
+    assert!(entries <= ENTRIES_MAX, "the header was refused");
+    let size = usize::try_from(size_on_disk(entries)).expect("bounded above");
+    let mut bytes = vec![0xff; size];
+    let used = usize::try_from(u64::from(entries) << 2).expect("bounded above");
+    bytes.get_mut(used..).unwrap_or_default().fill(0);
+    bytes
+}
+
 impl std::fmt::Debug for Bat {
     fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(out, "Bat of {} entries, {} allocated", self.len(), self.allocated_count())
@@ -159,6 +173,13 @@ impl std::fmt::Debug for Bat {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn a_table_without_a_block_is_that_of_a_new_one() {
+        for entries in [1, 127, 128, 129, 5000] {
+            assert_eq!(emit_unused(entries), Bat::new(entries).unwrap().emit());
+        }
+    }
 
     #[test]
     fn the_table_is_padded_to_whole_sectors_with_zeros() {

@@ -34,8 +34,8 @@ impl Background {
         Ok(Self { line, log, child })
     }
 
-    /// Waits for it and shows what it said; an error unless it exits with 0. What it runs has an end
-    /// of its own: each test in it is bounded.
+    /// Waits for it and shows what it said; an error unless it exits with 0. What it runs has an
+    /// end of its own: each test in it is bounded.
     pub(crate) fn end(mut self) -> Result<()> {
         let status = self.child.wait();
         let status = status.map_err(|error| format!("Cannot wait for `{}`: {error}", self.line))?;

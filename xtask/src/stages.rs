@@ -147,8 +147,8 @@ pub(crate) fn check(arguments: &[String]) -> Result<()> {
     test_all(&mut clock)
 }
 
-/// All stages. `cargo test` covers every one but fuzz, and comes last: twice at the same time, as the
-/// machines of the `vm` and `xen` stages keep one processor busy and most other tests another.
+/// All stages. `cargo test` covers every one but fuzz, and comes last: twice at the same time, as
+/// the machines of the `vm` and `xen` stages keep one processor busy and most other tests another.
 fn test_all(clock: &mut Clock) -> Result<()> {
     prepare(clock)?;
     run_fuzz(clock)?;

@@ -9,6 +9,7 @@ mod bench;
 mod cbt;
 mod defects;
 mod faults;
+mod large;
 mod locks;
 mod making;
 mod telling;

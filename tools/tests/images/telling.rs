@@ -202,3 +202,50 @@ fn td_util_does_what_storage_managers_of_files_ask() {
     assert_eq!((status, out.as_slice()), (22, b"failed opening p: -22\n".as_slice()));
     assert_eq!(bench.vhd_text("query -v -n p"), "6\n");
 }
+
+#[test]
+fn a_person_at_a_terminal_sees_how_far_it_is_and_nobody_else_does() {
+    let bench = Bench::new("telling-progress");
+    let parent = Spec { uuid: Uuid([9; 16]), ..Spec::new(8 << 20) };
+    bench.make("p", &parent.clone().with(0, 16384, 1));
+    bench.make("c", &Spec::child_of(&parent, "p").with(0, 8192, 2));
+    for (what, command) in [
+        ("check", "check -b -n c"),
+        ("fill", "fill -n c"),
+        ("coalesce", "coalesce -n c"),
+        ("copy", "copy -n p -N copy"),
+        ("convert", "convert -n p -N raw -O raw"),
+        ("resize", "resize -n p -s 6000 -j j"),
+    ] {
+        // Its own terminal; what it prints goes through there.
+        let line = format!("{} {command}", env!("CARGO_BIN_EXE_vhd-util"));
+        let mut script = std::process::Command::new("script");
+        script
+            .args(["-qec", &line, "/dev/null"])
+            .current_dir(&bench)
+            .stdin(std::process::Stdio::null());
+        let Ok(output) = script.output() else {
+            println!("skipped: there is no program script");
+            return;
+        };
+        let shown = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success(), "{command}: {shown}");
+        assert!(
+            shown.contains(&format!("\r{what} ")) && shown.contains("MiB/s"),
+            "{command}: {shown}"
+        );
+        assert!(shown.contains("\r\u{1b}[K"), "it is wiped away: {shown}");
+        for name in ["copy", "raw", "j"] {
+            drop(std::fs::remove_file(bench.path(name)));
+        }
+        let arguments: Vec<&str> = command.split_whitespace().collect();
+        if what != "resize" {
+            let (status, out, error) = bench.run("vhd-util", &arguments);
+            assert_eq!((status, error.as_str()), (0, ""), "{command}");
+            assert!(!out.contains(&b'\r'), "{command}");
+        }
+        for name in ["copy", "raw"] {
+            drop(std::fs::remove_file(bench.path(name)));
+        }
+    }
+}

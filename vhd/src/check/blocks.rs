@@ -10,6 +10,9 @@ use crate::image::Image;
 use crate::read_at::ReadAt;
 use crate::units::{BlockIndex, SECTOR_SIZE, Sector};
 
+/// What direct I/O wants memory to be a multiple of.
+const PAGE: usize = 4096;
+
 /// Findings of one kind that are listed one by one, before the rest is only counted.
 const LISTED_MAX: usize = 16;
 
@@ -131,7 +134,10 @@ fn stray_data<R: ReadAt>(
 ) -> Result<Vec<Finding>> {
     placed.sort_unstable_by_key(|block| block.block);
     let bytes = usize::try_from(size.bytes()).expect("at most 2 MiB");
-    let mut data = vec![0; bytes];
+    // Starts at a page: then direct I/O goes right there.
+    let mut memory = vec![0; bytes.saturating_add(PAGE)];
+    let start = memory.as_ptr().align_offset(PAGE).min(PAGE);
+    let data = memory.get_mut(start..).and_then(|rest| rest.get_mut(..bytes)).unwrap_or_default();
     let mut findings = Vec::new();
     for Placed { block, place } in placed {
         if findings.len() >= LISTED_MAX {

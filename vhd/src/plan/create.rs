@@ -8,7 +8,7 @@
 //! table, batmap and one sector for each locator.
 
 use super::{File, Files, Plan, Step, Steps};
-use crate::bat::{self, Bat};
+use crate::bat;
 use crate::batmap::{self, BatmapHeader, KeyHash};
 use crate::error::{Error, ErrorKind, Part, Result, errno};
 use crate::footer::{DiskType, FOOTER_SIZE, Footer, HEADER_OFFSET};
@@ -240,14 +240,15 @@ impl Sketch {
                 queue.barrier();
             }
             Some(sparse) => {
-                sparse.write(queue);
                 if is_device {
-                    // A reader of the table's padding, or of a bitmap, never sees what was there.
-                    queue.barrier();
+                    // A reader of the table's padding, or of the batmap, never sees what was there.
+                    let size = u64::from(sparse.batmap.sectors) << 9;
+                    queue.zero(IMAGE, sparse.batmap.offset, size);
                 } else {
                     queue.set_length(IMAGE, self.end);
-                    queue.barrier();
                 }
+                sparse.write(queue);
+                queue.barrier();
                 queue.write(IMAGE, HEADER_OFFSET, &sparse.header.emit());
                 queue.write(IMAGE, 0, &footer);
             }
@@ -259,11 +260,8 @@ impl Sketch {
 
 impl Sparse {
     fn write(&self, queue: &mut Steps) {
-        let size = u64::from(self.batmap.sectors) << 9;
-        queue.zero(IMAGE, self.batmap.offset, size);
         queue.write(IMAGE, self.batmap_header_at, &self.batmap.emit());
-        let table = Bat::new(self.header.table_entries).expect("at most 2 TiB of blocks");
-        queue.write(IMAGE, self.header.table_offset, &table.emit());
+        queue.write(IMAGE, self.header.table_offset, &bat::emit_unused(self.header.table_entries));
         for (locator, text) in self.header.locators.iter().zip(&self.texts) {
             let room = usize::try_from(locator.space_bytes()).expect("the length of a path");
             let mut bytes = vec![0; room];

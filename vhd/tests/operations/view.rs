@@ -93,6 +93,9 @@ pub(crate) fn view(file: &[u8], parent: Option<&View>) -> Result<View, String> {
     if size.div_ceil(block_size) > entries {
         return Err("table is too small".into());
     }
+    if file.len() < table + entries * 4 {
+        return Err("table past the end".into());
+    }
     let mut data = vec![0; size];
     for sector in 0..size / 512 {
         let (block, bit) = (sector * 512 / block_size, sector % (block_size / 512));
