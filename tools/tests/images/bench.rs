@@ -22,7 +22,9 @@ impl Bench {
     /// The same where nothing waits for storage: for a test of hundreds of small changes.
     pub(crate) fn in_memory(name: &str) -> Self {
         let memory = Path::new("/dev/shm");
-        if !memory.is_dir() {
+        let room = nix::sys::statvfs::statvfs(memory)
+            .map_or(0, |it| it.blocks_available().saturating_mul(it.fragment_size()));
+        if room < 512 << 20 {
             return Self::new(name);
         }
         let dir = memory.join(format!("tools-{}-{name}", std::process::id()));
