@@ -1,6 +1,7 @@
 //! What is asked of every operation.
 
-use std::sync::{Condvar, Mutex};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Condvar, Mutex, Once};
 use std::time::Duration;
 
 use vhd::plan::crash::{Effort, Recording};
@@ -35,6 +36,7 @@ pub(crate) fn record(start: &Storage, make: &MakePlan<'_>) -> Recording {
 
 /// The same for one that may have nothing to do.
 pub(crate) fn record_any(start: &Storage, make: &MakePlan<'_>) -> Recording {
+    watch_for_failures();
     let mut plan = make(start).expect("the operation can begin");
     start.clone().run(plan.as_mut()).expect("nothing fails")
 }
@@ -43,14 +45,32 @@ pub(crate) fn record_any(start: &Storage, make: &MakePlan<'_>) -> Recording {
 static TRIED: Mutex<(usize, u64)> = Mutex::new((0, 0));
 static MORE: Condvar = Condvar::new();
 
-/// Waits until so many recordings were tried; the states of all of them. `None` after a while in
-/// which none came: something else has failed.
+/// A test has failed: the others wait for nothing.
+static FAILED: AtomicBool = AtomicBool::new(false);
+static WATCH: Once = Once::new();
+
+/// Whoever waits for the states of all tests is told when one of them fails.
+fn watch_for_failures() {
+    WATCH.call_once(|| {
+        let before = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |info| {
+            FAILED.store(true, Ordering::Relaxed);
+            MORE.notify_all();
+            before(info);
+        }));
+    });
+}
+
+/// Waits until so many recordings were tried; the states of all of them. `None` when another test
+/// has failed, or none came for too long.
 pub(crate) fn states_of(recordings: usize) -> Option<u64> {
+    watch_for_failures();
     let tried = TRIED.lock().expect("nobody panics with it");
     let patience = Duration::from_secs(120);
-    let is_missing = |tried: &mut (usize, u64)| tried.0 < recordings;
-    let (tried, waited) = MORE.wait_timeout_while(tried, patience, is_missing).expect("as above");
-    (!waited.timed_out()).then_some(tried.1)
+    let is_missing =
+        |tried: &mut (usize, u64)| tried.0 < recordings && !FAILED.load(Ordering::Relaxed);
+    let (tried, _) = MORE.wait_timeout_while(tried, patience, is_missing).expect("as above");
+    (tried.0 >= recordings).then_some(tried.1)
 }
 
 /// The law holds wherever the power is cut. Prints how much was tried: the last line that it
