@@ -10,7 +10,7 @@ use crate::error::DiskError;
 use crate::image::{self, Image, ImageInfo, ImageType, Mapping, Metadata};
 use crate::layer::{Layer, Verdict};
 use crate::memory::Memory;
-use crate::queue::{Io, IoOp, Queue, Tag};
+use crate::queue::{FileId, Io, IoOp, Queue, Tag};
 use crate::request::{Extent, ExtentKind, Op, Request, Segments};
 use crate::statistics::DiskCounters;
 use crate::status::Status;
@@ -66,6 +66,8 @@ pub enum FlushPart {
     Follows,
     /// The queue has it.
     UnderWay,
+    /// It has failed.
+    Failed,
 }
 
 /// Layers and images of one open disk.
@@ -104,6 +106,12 @@ impl Chain {
     #[must_use]
     pub fn info(&self) -> ImageInfo {
         self.leaf().info()
+    }
+
+    /// The file of the leaf, if it has one.
+    #[must_use]
+    pub fn leaf_file(&self) -> Option<FileId> {
+        self.leaf().file()
     }
 
     /// The same images under these layers.

@@ -15,11 +15,13 @@ use tapdisk::log::{Config, Log, Target};
 use tapdisk::process::{self, Launch, SignalMask, Signals};
 use tapdisk::queue::EngineKind;
 use tapdisk::server::{Server, ServerConfig};
+use tapdisk::vbd::retry::RetryPolicy;
 use tapdisk_control::Paths;
 use vhd_files::lock::{Policy, VARIABLE};
 
 const USAGE: &str = "\
-usage: tapdisk [-D] [--queue ENGINE] [--lock POLICY] [--log SINK] [--layer LAYER]...
+usage: tapdisk [-D] [--queue ENGINE] [--lock POLICY] [--retry TRIES] [--no-space WHAT] [--log SINK]
+               [--layer LAYER]...
 
 Serves virtual disks. tap-ctl starts it and tells it what to serve; by hand it is of use only to look
 at it work (-D) or to test what is above it (--layer).
@@ -29,6 +31,9 @@ at it work (-D) or to test what is above it (--layer).
   --lock POLICY   who else may write an image that is open for writing here: auto (default: nobody,
                   on storage of this host; network file systems are not locked), always (nobody, or
                   it is not opened), never (everybody; the storage manager sees to it)
+  --retry TRIES   how often a request is tried again that the storage failed, a second apart: 60; with
+                  0 guests see such an error at once
+  --no-space WHAT of writes to storage that is full: wait (default: until it has space), fail
   --log SINK      auto (default), journald, syslog, stderr, file, or file:PATH
   --layer LAYER   above every image, the first on top:
                     fault:percent=5,errno=EIO,op=write,after=100,count=3,seed=1
@@ -38,13 +43,15 @@ at it work (-D) or to test what is above it (--layer).
   -V, --version   the version
 
 The environment: TAPDISK_RUN_DIR (default /run/blktap-control), TAPDISK_DEV_DIR (/dev/xen/blktap-2),
-TAPDISK_SHM_DIR (/dev/shm), TAPDISK_LOCK (what --lock says where it is not given).
+TAPDISK_SHM_DIR (/dev/shm), TAPDISK_LOCK, TAPDISK_RETRY, TAPDISK_NO_SPACE (what --lock, --retry
+and --no-space say where they are not given).
 ";
 
 struct Options {
     foreground: bool,
     engine: EngineKind,
     lock: Option<Policy>,
+    retry: RetryPolicy,
     log: Target,
     layers: Vec<LayerSpec>,
 }
@@ -85,6 +92,7 @@ fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Parsed, lexopt::Er
         foreground: false,
         engine: EngineKind::Aio,
         lock: None,
+        retry: RetryPolicy::from_environment().map_err(|error| error.to_string())?,
         log: Target::default(),
         layers: Vec::new(),
     };
@@ -94,6 +102,8 @@ fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Parsed, lexopt::Er
             Arg::Short('D') => options.foreground = true,
             Arg::Long("queue") => options.engine = parser.value()?.parse()?,
             Arg::Long("lock") => options.lock = Some(parser.value()?.parse()?),
+            Arg::Long("retry") => options.retry.tries = parser.value()?.parse()?,
+            Arg::Long("no-space") => options.retry.no_space = parser.value()?.parse()?,
             Arg::Long("log") => options.log = absolute(parser.value()?.parse()?),
             Arg::Long("layer") => options.layers.push(parser.value()?.parse()?),
             Arg::Short('h') | Arg::Long("help") => return Ok(Parsed::Print(USAGE.to_owned())),
@@ -163,6 +173,7 @@ fn serve(
         engine: options.engine,
         layers: options.layers,
         lock: options.lock.unwrap_or_default(),
+        retry: options.retry,
     };
     let server = Signals::open(mask)
         .map_err(|refused| DiskError::io(&refused, "Cannot receive signals"))

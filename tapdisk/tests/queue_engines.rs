@@ -101,7 +101,7 @@ fn a_read_past_the_end_fails_and_its_merged_neighbour_does_not() {
         push(&mut queue, &memory, 6, IoOp::Read, id, 16 * 4096 - 100, &[segment]);
         let ends = run(&mut queue, 7);
         for (tag, end) in ends.iter().enumerate() {
-            let wanted = if tag < 2 { Status::Done } else { Status::Failed(Errno::EIO) };
+            let wanted = if tag < 2 { Status::Done } else { Status::Failed(Errno::ENODATA) };
             assert_eq!(end.status, wanted, "{} I/O {tag}", queue.kind());
         }
         assert_eq!(queue.stats().merged, 6);

@@ -240,7 +240,11 @@ fn expect(rig: &Rig, merge: usize, depth: usize, number: u64, fault: Fault, cont
                 assert_eq!(failed, [(number, errno)], "{context}");
             }
         }
-        Fault::Short(0) => assert_eq!(failed, [(number, Errno::EIO)], "{context}"),
+        Fault::Short(0) => {
+            let is_read = rig.ios[number].op == IoOp::Read;
+            let errno = if is_read { Errno::ENODATA } else { Errno::EIO };
+            assert_eq!(failed, [(number, errno)], "{context}");
+        }
     }
 }
 

@@ -1,8 +1,12 @@
 //! A small NBD client, blocking, for tests: it says exactly what it is told, right or wrong.
 
 use std::io::{self, Read, Write};
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::time::Duration;
+
+use nix::poll::{PollFd, PollFlags, poll};
 
 use crate::PATIENCE;
 
@@ -105,6 +109,16 @@ impl NbdClient {
         request.extend_from_slice(data);
         self.stream.write_all(&request)?;
         Ok(self.cookie)
+    }
+
+    /// Whether a reply begins within this time.
+    ///
+    /// # Errors
+    /// Those of the socket.
+    pub fn is_answered_within(&self, time: Duration) -> io::Result<bool> {
+        let milliseconds = u16::try_from(time.as_millis()).unwrap_or(u16::MAX);
+        let mut sockets = [PollFd::new(self.stream.as_fd(), PollFlags::POLLIN)];
+        Ok(poll(&mut sockets, milliseconds)? > 0)
     }
 
     /// Receives the header of a simple reply: error and cookie. A read's data follows.

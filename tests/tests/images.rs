@@ -4,14 +4,15 @@
 
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::sys::stat::Mode;
 use serde_json::Value;
 use tapdisk_control::message::{Flags, Params};
 use tapdisk_control::statistics::{Counter, Statistics};
-use tapdisk_tests::nbd::NbdClient;
-use tapdisk_tests::{Daemon, Host, LoopDevice, Mount, has_program, skip, wait_until};
+use tapdisk_tests::nbd::{NbdClient, command};
+use tapdisk_tests::{Daemon, Host, LoopDevice, Mount, has_program, skip, vhd, wait_until};
 
 /// Errors of NBD: EIO, ENOSPC.
 const NBD_EIO: u32 = 5;
@@ -240,7 +241,7 @@ fn a_block_device_gives_the_disk_its_sectors() {
 }
 
 #[test]
-fn a_full_file_system_is_told_at_once_and_written_to_when_there_is_room_again() {
+fn a_full_file_system_can_be_told_at_once_and_is_written_to_when_there_is_room_again() {
     for engine in ["aio", "io_uring", "sync"] {
         let host = Host::new();
         let Some(small) = Mount::in_memory(&host.path("small"), "1m") else { return };
@@ -248,7 +249,7 @@ fn a_full_file_system_is_told_at_once_and_written_to_when_there_is_room_again() 
         std::fs::File::create(&image).unwrap().set_len(8 << 20).unwrap();
         let ballast = small.path().join("ballast");
         std::fs::write(&ballast, vec![1; 512 << 10]).unwrap();
-        let daemon = host.daemon(&["--queue", engine]);
+        let daemon = host.daemon(&["--queue", engine, "--no-space", "fail"]);
         let (minor, _) = host.serve(&daemon, &aio(&image));
         let mut client = connect(&host, &daemon, minor);
         let block = vec![5; 64 << 10];
@@ -269,6 +270,76 @@ fn a_full_file_system_is_told_at_once_and_written_to_when_there_is_room_again() 
         let file = std::fs::File::open(&image).unwrap();
         file.read_exact_at(&mut found, number * (64 << 10)).unwrap();
         assert_eq!(found, block);
+    }
+}
+
+fn state_names(host: &Host) -> Value {
+    let text = host.tap_ctl(&["list", "--json"]).expect_success();
+    let rows: Value = serde_json::from_str(&text).unwrap();
+    rows[0]["state_names"].clone()
+}
+
+/// Writes that come to a full file system wait, are seen to wait, and are done when there is room:
+/// found by the disk itself, or told to it.
+#[test]
+fn a_full_file_system_holds_writes_until_there_is_room() {
+    for (engine, kind, is_told) in [
+        ("aio", "aio", false),
+        ("io_uring", "vhd", false),
+        ("sync", "vhd", true),
+        ("aio", "vhd", true),
+    ] {
+        let host = Host::new();
+        let Some(small) = Mount::in_memory(&host.path("small"), "6m") else { return };
+        let image = small.path().join("disk");
+        match kind {
+            "vhd" => vhd::dynamic(&image, 32 << 20),
+            _ => std::fs::File::create(&image).unwrap().set_len(32 << 20).unwrap(),
+        }
+        let ballast = small.path().join("ballast");
+        std::fs::write(&ballast, vec![1; 4 << 20]).unwrap();
+        let daemon = host.daemon(&["--queue", engine]);
+        let (minor, _) = host.serve(&daemon, &format!("{kind}:{}", image.display()));
+        let mut client = connect(&host, &daemon, minor);
+        assert_eq!(state_names(&host), serde_json::json!([]));
+        // More than fits, less than the ballast: a page in each of many places, and all at once.
+        let page = |number: u64| vec![u8::try_from(number % 251).unwrap() + 1; 4096];
+        let places: Vec<u64> = (0..700).map(|number| number * 45_056).collect();
+        let (mut sent, mut answered) = (0, 0);
+        let mut stuck = false;
+        while answered < places.len() {
+            while sent < places.len() && sent - answered < 32 {
+                let number = u64::try_from(sent).unwrap();
+                client.send(command::WRITE, places[sent], 4096, &page(number)).unwrap();
+                sent += 1;
+            }
+            let mut is_answered = stuck;
+            wait_until("there is an answer, or all wait", || {
+                is_answered |= client.is_answered_within(Duration::from_millis(50)).unwrap();
+                is_answered || stats(&host, &daemon)["waiting_for_space"] == sent - answered
+            });
+            if !is_answered {
+                assert_eq!(state_names(&host), serde_json::json!(["waiting-for-space"]), "{kind}");
+                stuck = true;
+                std::fs::remove_file(&ballast).unwrap();
+                if is_told {
+                    let (pid, minor) = (daemon.pid.to_string(), minor.to_string());
+                    host.tap_ctl(&["unpause", "-p", &pid, "-m", &minor]).expect_success();
+                }
+            }
+            let (error, _) = client.reply().unwrap();
+            assert_eq!(error, 0, "{kind}: guests see no error");
+            answered += 1;
+        }
+        assert!(stuck, "{kind}: the file system was never full");
+        assert_eq!(client.flush().unwrap(), 0);
+        for (number, place) in (0..).zip(&places) {
+            assert_eq!(client.read(*place, 4096).unwrap(), Ok(page(number)), "{kind} {place}");
+        }
+        wait_until("nobody waits any more", || state_names(&host) == serde_json::json!([]));
+        let log = Daemon::log(&host);
+        assert!(log.contains("The storage is full") && log.contains("No request waits"), "{log}");
+        daemon.client.close(minor, false, None).unwrap();
     }
 }
 
@@ -306,10 +377,10 @@ fn a_write_with_fua_and_a_flush_reach_the_device_and_a_plain_write_does_not_flus
 }
 
 /// A disk whose storage fails as the layer says.
-fn failing(layer: &str) -> (Host, Daemon, NbdClient) {
+fn failing(layer: &str, options: &[&str]) -> (Host, Daemon, NbdClient) {
     let host = Host::new();
     let image = host.image("disk", 1 << 20);
-    let daemon = host.daemon(&["--layer", layer]);
+    let daemon = host.daemon(&[options, &["--layer", layer]].concat());
     let (minor, _) = host.serve(&daemon, &aio(&image));
     let client = connect(&host, &daemon, minor);
     (host, daemon, client)
@@ -323,8 +394,9 @@ fn stats(host: &Host, daemon: &Daemon) -> Value {
 
 #[test]
 fn a_failure_that_passes_is_hidden_from_the_client() {
-    for errno in ["EAGAIN", "EBUSY"] {
-        let (host, daemon, mut client) = failing(&format!("fault:op=write,count=1,errno={errno}"));
+    for errno in ["EAGAIN", "EBUSY", "EIO", "ETIMEDOUT", "ESTALE", "ENOSPC"] {
+        let layer = format!("fault:op=write,count=1,errno={errno}");
+        let (host, daemon, mut client) = failing(&layer, &[]);
         assert_eq!(client.write(4096, &[9; 512]).unwrap(), 0, "{errno}");
         assert_eq!(client.read(4096, 512).unwrap(), Ok(vec![9; 512]));
         let stats = stats(&host, &daemon);
@@ -335,7 +407,9 @@ fn a_failure_that_passes_is_hidden_from_the_client() {
 #[test]
 fn a_failure_that_stays_is_told_once_and_the_disk_serves_on() {
     for (errno, wanted) in [("EIO", NBD_EIO), ("ENOSPC", NBD_ENOSPC)] {
-        let (host, daemon, mut client) = failing(&format!("fault:op=write,count=2,errno={errno}"));
+        let layer = format!("fault:op=write,count=2,errno={errno}");
+        let as_blktap = ["--retry", "0", "--no-space", "fail"];
+        let (host, daemon, mut client) = failing(&layer, &as_blktap);
         assert_eq!(client.write(0, &[1; 512]).unwrap(), wanted);
         assert_eq!(client.write(0, &[1; 512]).unwrap(), wanted);
         wait_until("the log names it", || {
@@ -354,7 +428,7 @@ fn a_failure_that_stays_is_told_once_and_the_disk_serves_on() {
 
 #[test]
 fn a_flush_that_fails_is_told() {
-    let (_host, _daemon, mut client) = failing("fault:op=flush,count=1,errno=EIO");
+    let (_host, _daemon, mut client) = failing("fault:op=flush,count=1,errno=EIO", &[]);
     assert_eq!(client.write(0, &[1; 512]).unwrap(), 0);
     assert_eq!(client.flush().unwrap(), NBD_EIO);
     assert_eq!(client.flush().unwrap(), 0);

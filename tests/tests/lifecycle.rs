@@ -477,7 +477,7 @@ fn descriptors_of_the_caller_are_closed() {
 fn the_statistics_page_counts_what_was_done() {
     let host = Host::new();
     let image = host.image("disk", 1 << 20);
-    let daemon = host.daemon(&["--layer", "fault:op=read,count=1,errno=EIO"]);
+    let daemon = host.daemon(&["--retry", "0", "--layer", "fault:op=read,count=1,errno=EIO"]);
     let (minor, socket) = host.serve(&daemon, &aio(&image));
     let mut client = NbdClient::connect(&socket).unwrap();
     assert!(client.read(0, 4096).unwrap().is_err());

@@ -25,7 +25,7 @@ use crate::message::ListEntry;
 use crate::paths::{Paths, minor_of_marker, pid_of_control_socket};
 
 /// Names of the state bits of a disk.
-pub const STATE_NAMES: [(u32, &str); 10] = [
+pub const STATE_NAMES: [(u32, &str); 11] = [
     (0x001, "dead"),
     (0x002, "closed"),
     (0x004, "quiesce-requested"),
@@ -36,7 +36,11 @@ pub const STATE_NAMES: [(u32, &str); 10] = [
     (0x080, "locking"),
     (0x100, "log-dropped"),
     (0x200, "resume-failed"),
+    (WAITING_FOR_SPACE, "waiting-for-space"),
 ];
+
+/// Requests wait until the storage has space: not a bit of blktap's, and clear of its.
+pub const WAITING_FOR_SPACE: u32 = 0x1000;
 
 /// An image as a disk names it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -228,6 +232,6 @@ mod tests {
     #[test]
     fn every_state_bit_has_one_name() {
         let bits = STATE_NAMES.iter().fold(0, |bits, (bit, _)| bits | bit);
-        assert_eq!(bits, 0x3ff);
+        assert_eq!(bits, 0x13ff);
     }
 }

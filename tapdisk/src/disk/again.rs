@@ -73,13 +73,14 @@ fn may_pass(opening: Opening, errno: Errno) -> bool {
 mod tests {
     use super::*;
     use crate::image::{ImageSpec, OpenFlags};
+    use crate::vbd::retry::RetryPolicy;
 
     fn again(opening: Opening) -> Again {
         let request = OpenRequest {
             spec: ImageSpec::parse("aio:/x".as_ref()).unwrap(),
             name: "aio:/x".into(),
             flags: OpenFlags::default(),
-            retry_timeout: Duration::ZERO,
+            retry: RetryPolicy::default(),
         };
         Again::new(1, opening, request)
     }

@@ -20,6 +20,7 @@ use crate::image::ImageSpec;
 use crate::layer::Layer;
 use crate::request::DiskInfo;
 use crate::server::shared::ImageLabel;
+use crate::vbd::retry::RetryPolicy;
 
 impl DiskThread {
     pub(super) fn command(&mut self, ticket: u64, command: Command) {
@@ -145,7 +146,7 @@ impl DiskThread {
             Ok(layers) => {
                 let chain = chain.with_layers(layers);
                 let labels = labels(&chain, request);
-                self.disk.vbd.insert_chain(chain, flags.read_only, request.retry_timeout);
+                self.disk.vbd.insert_chain(chain, flags.read_only, retry_of(request));
                 self.wiring.shared.set_images(labels, Some(info));
                 Ok(())
             }
@@ -232,6 +233,11 @@ impl DiskThread {
         spec: Option<ImageSpec>,
         name: std::ffi::OsString,
     ) -> Option<Result<(), DiskError>> {
+        if self.life == Life::Running && self.disk.vbd.awaiting_space() > 0 && spec.is_none() {
+            // Somebody made space, and does not want to wait until that is found.
+            self.disk.vbd.space_came();
+            return Some(Ok(()));
+        }
         if !matches!(self.life, Life::Paused { .. }) {
             return Some(Err(DiskError::new(Errno::EINVAL, "The disk is not paused")));
         }
@@ -487,6 +493,12 @@ fn leaving() -> DiskError {
 /// For a command that another one is in the way of.
 fn changing() -> DiskError {
     DiskError::new(Errno::EBUSY, "Another command changes the disk's state")
+}
+
+/// A VHD's leaf is written by direct I/O, whatever was asked for.
+fn retry_of(request: &OpenRequest) -> RetryPolicy {
+    let is_cached = request.flags.buffered && request.spec.kind().name != "vhd";
+    if is_cached { request.retry.through_page_cache() } else { request.retry }
 }
 
 /// What `stats` calls the images of a chain.

@@ -20,7 +20,8 @@ use crate::memory::Memory;
 use crate::queue::{EngineKind, Queue, QueueConfig};
 use crate::server::shared::DiskShared;
 use crate::statistics::{DiskCounters, DiskPages, StatsDirectory};
-use crate::vbd::{ARENA_BYTES, QUEUE_CAPACITY, RETRY_TIMEOUT, Vbd};
+use crate::vbd::retry::RetryPolicy;
+use crate::vbd::{ARENA_BYTES, QUEUE_CAPACITY, Vbd};
 
 /// The loop of a disk, held by the hand.
 #[derive(Debug)]
@@ -86,7 +87,7 @@ impl Rig {
             spec: ImageSpec::parse(name)?,
             name: name.to_owned(),
             flags: OpenFlags::default(),
-            retry_timeout: RETRY_TIMEOUT,
+            retry: RetryPolicy::default(),
         }))
     }
 

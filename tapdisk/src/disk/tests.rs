@@ -14,7 +14,8 @@ use crate::image::{ImageSpec, OpenFlags};
 use crate::memory::Memory;
 use crate::queue::{EngineKind, Queue, QueueConfig};
 use crate::statistics::DiskCounters;
-use crate::vbd::{QUEUE_CAPACITY, RETRY_TIMEOUT};
+use crate::vbd::QUEUE_CAPACITY;
+use crate::vbd::retry::RetryPolicy;
 
 const SIZE: u64 = 1 << 20;
 
@@ -35,7 +36,7 @@ impl Rig {
         let text = format!("aio:{}", path.display());
         let spec = ImageSpec::parse(OsStr::new(&text)).unwrap();
         let image = spec.open(OpenFlags::default(), vbd.queue()).unwrap();
-        vbd.insert_chain(Chain::new(Vec::new(), vec![image]), false, RETRY_TIMEOUT);
+        vbd.insert_chain(Chain::new(Vec::new(), vec![image]), false, RetryPolicy::default());
         let info = vbd.info();
         let mut disk = Disk::new(vbd);
         let (ring, device) = sim::create(options).unwrap();
@@ -197,7 +198,7 @@ fn simulated(name: &str) -> Disk {
     let spec = ImageSpec::parse(OsStr::new(&format!("aio:{}", path.display()))).unwrap();
     let image = spec.open(OpenFlags::default(), vbd.queue()).unwrap();
     std::fs::remove_file(&path).unwrap();
-    vbd.insert_chain(Chain::new(Vec::new(), vec![image]), false, RETRY_TIMEOUT);
+    vbd.insert_chain(Chain::new(Vec::new(), vec![image]), false, RetryPolicy::default());
     let mut disk = Disk::new(vbd);
     let config = crate::frontend::nbd::NbdConfig::default();
     disk.vbd.memory().reserve_connections(config.connections_bytes()).unwrap();

@@ -29,6 +29,7 @@ use crate::server::shared::DiskShared;
 use crate::statistics::DiskPages;
 use crate::time::{Clock, Now};
 use crate::vbd::Failure;
+use crate::vbd::retry::RetryPolicy;
 
 /// The waker of the control thread's commands.
 pub const WAKER: MioToken = MioToken(0);
@@ -55,8 +56,8 @@ pub struct OpenRequest {
     pub name: std::ffi::OsString,
     /// No changes, no direct I/O.
     pub flags: OpenFlags,
-    /// How long requests are retried.
-    pub retry_timeout: Duration,
+    /// What becomes of requests that fail.
+    pub retry: RetryPolicy,
 }
 
 /// What the control thread asks for.
@@ -141,6 +142,8 @@ pub struct DiskThread {
     pub(super) removal: Option<(Now, Now)>,
     pub(super) busy_turns: u32,
     failures: RateLimit,
+    /// Requests wait for space, and the log says so.
+    is_waiting: bool,
     /// The last turn left something to do that no event will announce.
     more: bool,
     events: Events,
@@ -191,6 +194,7 @@ impl DiskThread {
             removal: None,
             busy_turns: 0,
             failures: RateLimit::new(),
+            is_waiting: false,
             more: false,
             events: Events::with_capacity(128),
             exit: false,
@@ -299,7 +303,7 @@ impl DiskThread {
     fn publish(&mut self) {
         self.wiring.pages.publish(self.disk.vbd.counters());
         let Disk { vbd, nbd, ring, .. } = &mut self.disk;
-        self.wiring.shared.publish(vbd.queue(), nbd.as_ref(), ring.as_ref());
+        self.wiring.shared.publish(vbd, nbd.as_ref(), ring.as_ref());
     }
 
     /// Logs what went wrong in this turn: of a storage that fails everything, some.
@@ -307,6 +311,15 @@ impl DiskThread {
         let log = &self.wiring.log;
         if let Some(fault) = self.disk.ring.as_mut().and_then(BlktapDoor::take_fault) {
             slog::crit!(log, "The ring is not read any more"; "fault" => %fault);
+        }
+        let is_waiting = self.disk.vbd.awaiting_space() > 0;
+        if is_waiting != self.is_waiting {
+            self.is_waiting = is_waiting;
+            if is_waiting {
+                slog::error!(log, "The storage is full: requests wait until it has space");
+            } else {
+                slog::info!(log, "No request waits for space any more");
+            }
         }
         if let Some(failure) = self.disk.vbd.take_failure()
             && let Some(suppressed) = self.failures.admit(self.clock.now())

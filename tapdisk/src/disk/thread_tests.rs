@@ -20,7 +20,8 @@ use crate::queue::sim::{Fault, Sim};
 use crate::queue::{Queue, QueueConfig};
 use crate::server::shared::DiskShared;
 use crate::statistics::{DiskCounters, DiskPages};
-use crate::vbd::{QUEUE_CAPACITY, RETRY_TIMEOUT, Vbd};
+use crate::vbd::retry::RetryPolicy;
+use crate::vbd::{QUEUE_CAPACITY, Vbd};
 
 /// A disk with a simulated driver and a simulated queue; its image is a file.
 struct Rig {
@@ -78,7 +79,7 @@ impl Rig {
             spec: self.spec(),
             name: "aio:image".into(),
             flags: OpenFlags::default(),
-            retry_timeout: RETRY_TIMEOUT,
+            retry: RetryPolicy::default(),
         })
     }
 

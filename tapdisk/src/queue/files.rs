@@ -4,6 +4,8 @@ use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+
 /// The most files of one queue: a chain of images is far shorter.
 pub const FILES_MAX: usize = 64;
 
@@ -66,6 +68,12 @@ impl Files {
     pub(super) fn get(&self, id: FileId) -> &Arc<File> {
         let slot = self.slots[usize::from(id.0)].as_ref();
         &slot.expect("an I/O names a file that was added").file
+    }
+
+    /// Whether it is open for direct I/O.
+    pub(super) fn is_direct(&self, id: FileId) -> bool {
+        let flags = fcntl(self.fd(id), FcntlArg::F_GETFL).unwrap_or(0);
+        OFlag::from_bits_retain(flags).contains(OFlag::O_DIRECT)
     }
 
     #[inline]

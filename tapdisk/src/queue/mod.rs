@@ -92,7 +92,7 @@ pub struct Tag(pub u64);
 /// What to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum IoOp {
-    /// Fill the segments from the file. A read past the end of the file fails with EIO.
+    /// Fill the segments from the file. A read past the end of the file fails with ENODATA.
     Read,
     /// Put the segments into the file.
     Write {
@@ -320,6 +320,12 @@ impl Queue {
             sim.load(id, self.files.get(id));
         }
         Some(id)
+    }
+
+    /// Whether a file's I/O is direct, and none of it is left in the page cache.
+    #[must_use]
+    pub fn is_direct(&self, id: FileId) -> bool {
+        self.files.is_direct(id)
     }
 
     /// Gives a file up.

@@ -130,10 +130,12 @@ impl Queue {
             self.files.set_plain_only(file);
             self.sync_next(index);
         } else if bytes == 0 || bytes > left {
-            // A read: the end of the file, where there should be data. A write that writes nothing
-            // and says nothing: not ENOSPC, which is a promise that space would help; the kernel
-            // says that itself. More than asked for: nothing to trust.
-            self.finish(index, Status::Failed(Errno::EIO), None);
+            // A read: the end of the file, where there should be data; that does not pass. A write
+            // that writes nothing and says nothing: not ENOSPC, which is a promise that space would
+            // help; the kernel says that itself. More than asked for: nothing to trust.
+            let is_end = bytes == 0 && entry.verb == Verb::Read;
+            let errno = if is_end { Errno::ENODATA } else { Errno::EIO };
+            self.finish(index, Status::Failed(errno), None);
         } else {
             entry.done += bytes;
             self.stats.short += 1;

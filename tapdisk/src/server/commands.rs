@@ -12,7 +12,7 @@ use crate::disk::thread::{Command, OpenRequest};
 use crate::error::DiskError;
 use crate::image::{ImageSpec, OpenFlags};
 use crate::request::DiskInfo;
-use crate::vbd::RETRY_TIMEOUT;
+use crate::vbd::retry::RetryPolicy;
 
 /// How often an orderly end tries to close a disk that is in use.
 const LEAVE_INTERVAL: Duration = Duration::from_millis(200);
@@ -54,8 +54,10 @@ impl Server {
             Request::DiskInfo { minor } => self.disk_info(index, minor),
             Request::Attach { minor } => self.attach(index, minor),
             Request::Detach { minor } => self.detach(index, minor),
-            Request::Open { minor, params } => open_request(params, self.config.lock)
-                .and_then(|open| self.command(index, minor, Kind::Open, Command::Open(open))),
+            Request::Open { minor, params } => {
+                open_request(params, self.config.lock, self.config.retry)
+                    .and_then(|open| self.command(index, minor, Kind::Open, Command::Open(open)))
+            }
             Request::Resume { minor, params } => resume_command(params)
                 .and_then(|command| self.command(index, minor, Kind::Resume, command)),
             Request::Close { minor } => self.close(index, minor),
@@ -268,7 +270,7 @@ impl Server {
             Response::List(ListEntry {
                 remaining: u32::try_from(count - position).unwrap_or(u32::MAX),
                 minor: disk.minor,
-                state: public.life.bits(),
+                state: public.life.bits() | disk.gauges().state_bits(),
                 path: public.name.unwrap_or_default(),
             })
         });
@@ -352,19 +354,24 @@ fn check_flags(params: &Params) -> Result<(), DiskError> {
     })
 }
 
-fn open_request(params: Params, lock: Policy) -> Result<OpenRequest, DiskError> {
+fn open_request(
+    params: Params,
+    lock: Policy,
+    retry: RetryPolicy,
+) -> Result<OpenRequest, DiskError> {
     let spec = ImageSpec::parse(&params.path)?;
     check_flags(&params)?;
-    let retry_timeout = match params.request_timeout_s {
-        0 => RETRY_TIMEOUT,
+    let timeout = match params.request_timeout_s {
+        0 => retry.timeout,
         seconds => Duration::from_secs(u64::from(seconds)),
     };
+    let retry = RetryPolicy { timeout, ..retry };
     let flags = OpenFlags {
         read_only: params.flags.contains(Flags::READ_ONLY),
         buffered: params.flags.contains(Flags::NO_O_DIRECT),
         lock: if params.flags.contains(Flags::SHARED) { Policy::Never } else { lock },
     };
-    Ok(OpenRequest { spec, name: params.path, flags, retry_timeout })
+    Ok(OpenRequest { spec, name: params.path, flags, retry })
 }
 
 fn resume_command(params: Params) -> Result<Command, DiskError> {

@@ -30,6 +30,7 @@ use crate::process::{SignalEvent, Signals};
 use crate::queue::EngineKind;
 use crate::statistics::StatsDirectory;
 use crate::time::{Clock, Now};
+use crate::vbd::retry::RetryPolicy;
 use commands::Kind;
 use connection::{Connection, Received};
 use disks::Disks;
@@ -65,6 +66,8 @@ pub struct ServerConfig {
     pub layers: Vec<LayerSpec>,
     /// Which images are locked while they are open for writing.
     pub lock: vhd_files::lock::Policy,
+    /// What becomes of requests that fail, of disks that are opened without a time of their own.
+    pub retry: RetryPolicy,
 }
 
 /// The control thread.

@@ -13,9 +13,9 @@ use crate::disk::life::Life;
 use crate::frontend::blktap::BlktapDoor;
 use crate::frontend::nbd::NbdDoor;
 use crate::image::ImageType;
-use crate::queue::Queue;
 use crate::request::DiskInfo;
 use crate::statistics::CountersReader;
+use crate::vbd::Vbd;
 
 /// One image of the chain, as `stats` names it.
 #[derive(Clone, Debug)]
@@ -46,6 +46,7 @@ pub struct Public {
 struct Gauges {
     in_flight: AtomicU64,
     deferred: AtomicU64,
+    awaiting_space: AtomicU64,
     clients: AtomicU64,
     nbd_taken: AtomicU64,
     nbd_answered: AtomicU64,
@@ -60,10 +61,20 @@ struct Gauges {
 pub struct GaugeValues {
     /// I/Os that run, and I/Os that ever had to wait for room.
     pub queue: [u64; 2],
+    /// Requests that wait until the storage has space.
+    pub awaiting_space: u64,
     /// NBD: clients, requests taken, requests answered.
     pub nbd: [u64; 3],
     /// Ring: requests taken and answered, polls with requests, notifications sent.
     pub ring: [u64; 4],
+}
+
+impl GaugeValues {
+    /// What `list` shows besides the life of the disk.
+    #[must_use]
+    pub fn state_bits(&self) -> u32 {
+        if self.awaiting_space > 0 { tapdisk_control::list::WAITING_FOR_SPACE } else { 0 }
+    }
 }
 
 /// One disk, as others see it.
@@ -131,8 +142,10 @@ impl DiskShared {
     }
 
     /// Shows the numbers of this turn.
-    pub fn publish(&self, queue: &Queue, nbd: Option<&NbdDoor>, ring: Option<&BlktapDoor>) {
+    pub fn publish(&self, vbd: &mut Vbd, nbd: Option<&NbdDoor>, ring: Option<&BlktapDoor>) {
         let gauges = &self.gauges;
+        gauges.awaiting_space.store(count(vbd.awaiting_space()), Ordering::Relaxed);
+        let queue = vbd.queue();
         gauges.in_flight.store(count(queue.in_flight()), Ordering::Relaxed);
         gauges.deferred.store(queue.stats().deferred, Ordering::Relaxed);
         let clients = count(nbd.map_or(0, NbdDoor::connected));
@@ -154,6 +167,7 @@ impl DiskShared {
         let gauges = &self.gauges;
         GaugeValues {
             queue: [load(&gauges.in_flight), load(&gauges.deferred)],
+            awaiting_space: load(&gauges.awaiting_space),
             nbd: [load(&gauges.clients), load(&gauges.nbd_taken), load(&gauges.nbd_answered)],
             ring: [
                 load(&gauges.ring_taken),

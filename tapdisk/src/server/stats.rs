@@ -68,6 +68,7 @@ fn with_view(
             pending: in_flight,
             deferred,
         }),
+        awaiting_space: gauges.awaiting_space,
         log_dropped,
         nbd: open.then_some(NbdView { clients, reqs: [nbd_taken, nbd_answered] }),
         tap: disk.has_ring.then(|| TapView {

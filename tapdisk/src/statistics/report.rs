@@ -87,6 +87,8 @@ pub struct StatsView<'a> {
     pub read_caching: bool,
     /// When the disk is open.
     pub queue: Option<QueueView<'a>>,
+    /// Requests that wait until the storage has space.
+    pub awaiting_space: u64,
     /// Lines of the log that were lost, of the whole process.
     pub log_dropped: u64,
     /// When it is served by NBD.
@@ -163,6 +165,7 @@ fn write_own(json: &mut Json, view: &StatsView<'_>) {
         }
     });
     json.key("retries").number(view.disk.retries);
+    json.key("waiting_for_space").number(view.awaiting_space);
     if let Some(queue) = &view.queue {
         json.key("queue").object(|json| {
             json.key("engine").string(queue.engine);
@@ -216,6 +219,7 @@ mod tests {
             nbd_mirror_failed: false,
             read_caching: false,
             queue: None,
+            awaiting_space: 0,
             log_dropped: 0,
             nbd: None,
             tap: None,
@@ -256,7 +260,7 @@ mod tests {
         let rest = document.strip_prefix(whole.strip_suffix(" }").unwrap()).unwrap();
         let own = concat!(
             r#", "latency_us": { "read": [  ], "write": [  ], "#,
-            r#""flush": [  ], "other": [  ] }, "retries": 0, "log_dropped": 0 }"#,
+            r#""flush": [  ], "other": [  ] }, "retries": 0, "waiting_for_space": 0, "log_dropped": 0 }"#,
         );
         assert_eq!(rest, own);
     }

@@ -107,6 +107,9 @@ impl Vbd {
         slot.progress.flush = FlushPart::None;
         if is_under_way {
             slot.status = chain.metadata().flush_ended(usize::from(index), slot.status);
+            if slot.status != Status::Done {
+                slot.progress.flush = FlushPart::Failed;
+            }
             return false;
         }
         if slot.status != Status::Done {

@@ -7,10 +7,12 @@
 //! Invariants:
 //! * A request that was started is answered exactly once.
 //! * A flush begins when no write that came before it is unanswered.
-//! * Only parked requests and flushes behind them survive a pause; they go on in the next chain.
+//! * Only parked requests, those that wait for space, and flushes behind them survive a pause; they
+//!   go on in the next chain.
 
 mod check;
 mod metadata;
+pub mod retry;
 mod slots;
 
 use std::time::Duration;
@@ -29,6 +31,7 @@ use crate::statistics::DiskCounters;
 use crate::status::Status;
 use crate::time::Now;
 use check::check;
+use retry::{Fate, Retries, RetryPolicy};
 use slots::{Place, Slot, SlotIndex, Slots};
 
 /// Requests in flight of one disk: the ring's 32 and those of the NBD clients.
@@ -45,10 +48,6 @@ pub const ARENA_BYTES: usize = 16 << 20;
 
 /// How long a request that failed for a passing reason waits before it is tried again.
 pub const RETRY_INTERVAL: Duration = Duration::from_secs(1);
-
-/// How long a request is tried again before the guest sees the error, unless the disk is opened
-/// with another time.
-pub const RETRY_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// With requests running and none ending for so long, the state is logged, once.
 pub const WATCHDOG: Duration = Duration::from_secs(10);
@@ -79,7 +78,7 @@ pub struct Vbd {
     queue: Queue,
     memory: Memory,
     counters: DiskCounters,
-    retry_timeout: Duration,
+    retries: Retries,
     now: Now,
     last_end: Now,
     /// Since when there is a request that runs.
@@ -108,7 +107,7 @@ impl Vbd {
             queue,
             memory,
             counters,
-            retry_timeout: RETRY_TIMEOUT,
+            retries: Retries::new(),
             now: Now::default(),
             last_end: Now::default(),
             busy_since: Now::default(),
@@ -122,14 +121,16 @@ impl Vbd {
     ///
     /// # Panics
     /// When there is one already.
-    pub fn insert_chain(&mut self, chain: Chain, read_only: bool, retry_timeout: Duration) {
+    pub fn insert_chain(&mut self, chain: Chain, read_only: bool, policy: RetryPolicy) {
         assert!(self.chain.is_none(), "a disk has one chain");
         let image = chain.info();
         self.info = DiskInfo { size: image.size, sector_size: image.sector_size, read_only };
+        self.retries.policy = policy;
+        self.retries.is_direct = chain.leaf_file().is_none_or(|file| self.queue.is_direct(file));
         self.chain = Some(chain);
         self.is_metadata_idle = true;
         self.counters.reset_images();
-        self.retry_timeout = retry_timeout;
+        self.space_came();
         self.begin_flushes();
     }
 
@@ -348,19 +349,11 @@ impl Vbd {
     /// A try has ended: another one later, or the end.
     #[cold]
     fn ended(&mut self, index: SlotIndex, status: Status) {
-        let (now, timeout) = (self.now, self.retry_timeout);
-        let slot = self.slots.get_mut(index);
-        let passes = status.errno().is_some_and(is_passing);
-        let again = passes && now.after(RETRY_INTERVAL).since(slot.started) <= timeout;
-        if let Some(errno) = status.errno() {
-            let Request { op, offset, len, .. } = slot.request;
-            self.failure.get_or_insert(Failure { op, offset, len, errno, again });
-        }
-        if again {
-            slot.due = now.after(RETRY_INTERVAL);
-            self.slots.move_to(index, Place::Parked);
-            self.counters.retried();
-        } else {
+        let Some(errno) = status.errno() else { return self.finished(index, status) };
+        let Request { op, offset, len, .. } = self.slots.get(index).request;
+        let again = self.put_aside(index, errno) != Fate::Answered;
+        self.failure.get_or_insert(Failure { op, offset, len, errno, again });
+        if !again {
             self.finished(index, status);
         }
     }
@@ -439,7 +432,7 @@ impl Vbd {
         let retry = retry.map(|index| self.slots.get(index).due);
         let watched = !self.watchdog_barked && !self.is_drained();
         let watchdog = watched.then(|| self.last_progress().after(WATCHDOG));
-        [retry, watchdog].into_iter().flatten().min()
+        [retry, self.space_due(), watchdog].into_iter().flatten().min()
     }
 
     fn last_progress(&self) -> Now {
@@ -455,6 +448,9 @@ impl Vbd {
         {
             self.begin_again(index);
         }
+        if self.awaiting_space() > 0 && self.chain.is_some() {
+            self.look_for_space();
+        }
         let stuck = !self.is_drained() && self.now >= self.last_progress().after(WATCHDOG);
         let barks = stuck && !self.watchdog_barked;
         self.watchdog_barked |= stuck;
@@ -464,7 +460,7 @@ impl Vbd {
     /// Ends by force every request that no I/O is under way for, and asks the queue to cancel the
     /// rest.
     pub fn shut_down(&mut self) {
-        for place in [Place::Held, Place::AwaitingWrites, Place::Parked] {
+        for place in [Place::Held, Place::AwaitingWrites, Place::Parked, Place::AwaitingSpace] {
             while let Some(index) = self.slots.first(place) {
                 self.finished(index, Status::Failed(Errno::ESHUTDOWN));
             }
@@ -503,6 +499,7 @@ impl Vbd {
             (Place::AwaitingImage, "awaiting image"),
             (Place::AwaitingWrites, "awaiting writes"),
             (Place::Parked, "parked"),
+            (Place::AwaitingSpace, "awaiting space"),
             (Place::Held, "held"),
         ] {
             for slot in self.slots.at(place) {
@@ -521,11 +518,6 @@ impl Vbd {
 #[inline]
 fn tag_of(sequence: u64, index: SlotIndex) -> Tag {
     Tag(sequence << SlotIndex::BITS | u64::from(index))
-}
-
-/// Whether an error may pass by itself. ENOSPC does not: space has to be made.
-fn is_passing(errno: Errno) -> bool {
-    matches!(errno, Errno::EAGAIN | Errno::EBUSY | Errno::EINTR)
 }
 
 /// A door's view of its disk while it pulls.

@@ -7,6 +7,7 @@
 //!           waiting  awaiting image    it reads or writes metadata first
 //!                    awaiting writes   a flush behind writes that are not answered yet
 //!                    parked            to be tried again at a time
+//!                    awaiting space    to be tried again when the storage has some
 //!                    held              a layer keeps it for ever
 //! ```
 //!
@@ -37,11 +38,12 @@ pub(super) enum Place {
     AwaitingImage,
     AwaitingWrites,
     Parked,
+    AwaitingSpace,
     Held,
     Finished,
 }
 
-const PLACES: usize = 8;
+const PLACES: usize = 9;
 
 /// A request in flight, and where it is.
 #[derive(Clone, Copy, Debug)]

@@ -10,6 +10,7 @@ use std::path::Path;
 
 use nix::errno::Errno;
 use tap_tools::console::Console;
+use tapdisk_control::list::WAITING_FOR_SPACE;
 use tapdisk_control::message::Params;
 use tapdisk_control::{Client, ControlError, ErrorKind};
 
@@ -64,7 +65,10 @@ fn run(session: &Session, options: &Options) -> Result<(), Failure> {
 /// `type:path` of a disk that runs.
 fn name_of(client: &Client, minor: u16) -> Result<OsString, Failure> {
     let disks = client.list()?;
-    let disk = disks.into_iter().find(|disk| disk.minor == minor && disk.state == 0);
+    let disk = disks.into_iter().find(|disk| {
+        // Full storage is no obstacle: the new image may lie elsewhere.
+        disk.minor == minor && disk.state & !WAITING_FOR_SPACE == 0
+    });
     let name = disk.map(|disk| disk.path).unwrap_or_default();
     if name.is_empty() {
         return Err(invalid(&format!("Minor {minor} has no image that runs")));

@@ -269,8 +269,11 @@ impl Engine {
         }
         let has_parent = self.layers.len() > 1;
         let Some((place, is_zero)) = self.leaf_space().take(!has_parent) else {
-            let is_coming = self.wants_requests();
-            return if is_coming { self.wait() } else { Answer::Fail(Errno::ENOSPC) };
+            return match () {
+                () if self.wants_requests() => self.wait(),
+                () if self.leaf_space().is_at_limit() => Answer::Fail(Errno::EFBIG),
+                () => Answer::Fail(Errno::ENOSPC),
+            };
         };
         let is_whole = is_zero && !has_parent;
         let known = if is_whole {

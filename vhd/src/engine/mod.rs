@@ -68,6 +68,8 @@ impl Errno {
     pub const EIO: Self = Self(5);
     /// No place for another block.
     pub const ENOSPC: Self = Self(28);
+    /// No place that an entry could name.
+    pub const EFBIG: Self = Self(27);
 }
 
 /// What a request wants with a run of sectors.

@@ -138,6 +138,11 @@ impl Space {
         Some(small(place))
     }
 
+    /// Whether no place could follow, whatever the storage had: no entry can name one.
+    pub(super) fn is_at_limit(&self) -> bool {
+        self.next() > PLACE_MAX
+    }
+
     /// Takes a place back that no table ever named.
     pub(super) fn give_back(&mut self, place: u32) {
         self.dirty.push(place);
@@ -274,6 +279,7 @@ mod tests {
         assert_eq!(space.take(true), Some((15, false)));
         assert_eq!(space.take(true), Some((31, false)));
         assert_eq!(space.take(true), None);
+        assert!(!space.is_at_limit(), "a volume can be made larger");
         space.give_back(31);
         assert_eq!(space.take(true), Some((31, false)));
         assert!(space.footer_to_write().is_none());
@@ -287,6 +293,7 @@ mod tests {
         assert_eq!(space.take(true).map(|(_, zeros)| zeros), Some(false), "a gap");
         space.dirty.clear();
         assert_eq!(space.take(true), None);
+        assert!(space.is_at_limit());
     }
 
     #[test]
