@@ -178,9 +178,11 @@ fn one_command_takes_a_snapshot_and_puts_everything_back_when_it_fails() {
     snapshot("first.vhd").expect_success();
     assert_eq!(client.write(0, &[1; 512]).unwrap(), 0);
     snapshot("second.vhd").expect_success();
+    // Whoever types a name is in a directory of his own, and the daemon in another one.
+    host.tap_ctl(&["snapshot", "-p", &pid, "-m", &minor, "-n", "relative.vhd"]).expect_success();
     assert_eq!(client.write(512, &[2; 512]).unwrap(), 0);
     let path = daemon.client.list().unwrap()[0].path.clone();
-    assert_eq!(path.to_str().unwrap(), format!("vhd:{}", host.path("second.vhd").display()));
+    assert_eq!(path.to_str().unwrap(), format!("vhd:{}", host.path("relative.vhd").display()));
     // No room for a name that is taken; no place for one in a directory that is not there.
     assert_eq!(snapshot("first.vhd").status, 17);
     assert_ne!(snapshot("nowhere/third.vhd").status, 0);

@@ -34,7 +34,9 @@ step fails, the disk goes on as before, and the new image is removed.
 
 fn run(session: &Session, options: &Options) -> Result<(), Failure> {
     let (client, minor) = options.disk(session)?;
-    let new = Path::new(options.required(b'n')?);
+    // The daemon opens it, too, and is in another directory.
+    let given = options.required(b'n')?;
+    let new = &std::path::absolute(given).unwrap_or_else(|_| given.into());
     let timeout = options.timeout()?;
     let name = name_of(&client, minor)?;
     let (path, is_raw) = match name.as_bytes().split(|byte| *byte == b':').next() {
