@@ -33,7 +33,7 @@ const PACKAGES: [Package; 17] = [
     Package {
         name: "python3-libvhdi",
         programs: &["/usr/share/doc/python3-libvhdi/copyright"],
-        users: &["test"],
+        users: &["demo", "test"],
     },
     Package {
         name: "python3-cryptography",

@@ -1,8 +1,9 @@
-//! `cargo xtask demo`: a disk image served and used, in under a minute after the build.
+//! `cargo xtask demo`: a disk image and a VHD served and used, in under a minute after the build.
 //!
 //! It needs no root and touches nothing outside two temporary folders, which go away with
 //! everything that was started, also after an error or Ctrl-C.
 
+mod chain;
 mod chart;
 mod story;
 
@@ -42,15 +43,19 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
     println!("with TAPDISK_RUN_DIR={} (so no root is needed).", story.run().display());
 
     let sum = make_image(&mut story)?;
-    chapter("Serve it, and a second, empty disk");
-    let disk = story.create("disk.img")?;
-    let scratch = story.create("scratch.img")?;
+    chapter("Serve it, and a second, empty disk: a VHD");
+    let disk = story.create("aio", "disk.img")?;
+    let scratch = story.create("vhd", chain::BASE)?;
     println!("Each disk has a process and an NBD socket: nbd<pid>.<minor> in TAPDISK_RUN_DIR.");
     read_it(&mut story, &disk, &sum)?;
     write_it(&mut story, &disk, &scratch)?;
     pause_it(&mut story, &scratch)?;
+    chain::snapshot(&mut story, &scratch)?;
     show_it(&story, &scratch)?;
+    let served = copy_it(&mut story, &scratch)?;
     take_down(&mut story, &[disk, scratch], &sum)?;
+    chain::show(&story)?;
+    chain::witness(&mut story, served)?;
 
     if !story.left_out.is_empty() {
         println!("Left out, not installed: {}", story.left_out.join(", "));
@@ -75,7 +80,7 @@ fn make_image(story: &mut Story) -> Result<String> {
         story.types("cp", ["files/0", "disk.img"])?;
         story.types("truncate", ["-s", &format!("{IMAGE_MIB}M"), "disk.img"])?;
     }
-    story.types("truncate", ["-s", &format!("{SCRATCH_MIB}M"), "scratch.img"])?;
+    story.vhd_util(["create", "-n", chain::BASE, "-s", &SCRATCH_MIB.to_string()])?;
     checksum(story, "disk.img")
 }
 
@@ -141,30 +146,7 @@ fn pause_it(story: &mut Story, disk: &Disk) -> Result<()> {
     if !story.has("fio") {
         return Ok(());
     }
-    let before = stats(story, disk)?;
-    let (offset, size) = (format!("--offset={IMAGE_MIB}M"), SCRATCH_MIB - IMAGE_MIB);
-    let mut load = story.background(
-        "fio",
-        [
-            "--name=load",
-            "--ioengine=nbd",
-            "--thread",
-            &format!("--uri={}", disk.uri),
-            "--rw=randwrite",
-            "--bs=4k",
-            "--iodepth=16",
-            &offset,
-            &format!("--size={size}M"),
-            // So that it lasts some seconds on a fast machine too.
-            "--rate_iops=2000",
-            "--verify=crc32c",
-            "--do_verify=1",
-            "--verify_fatal=1",
-        ],
-    )?;
-    wait::until(LOAD_LIMIT, "the load's first writes", || {
-        stats(story, disk).is_ok_and(|stats| stats["secs"][1] != before["secs"][1]).then_some(())
-    })?;
+    let mut load = chain::load(story, disk, "load")?;
     wait::pass(Duration::from_secs(1));
     let disk_is = ["-p", disk.pid.as_str(), "-m", disk.minor.as_str()];
     story.tap_ctl(["pause"].iter().chain(&disk_is))?;
@@ -185,7 +167,7 @@ fn pause_it(story: &mut Story, disk: &Disk) -> Result<()> {
 
 /// All that the daemon tells of a disk.
 fn stats(story: &Story, disk: &Disk) -> Result<serde_json::Value> {
-    let text = story.quiet(["stats", "--json", "-p", &disk.pid, "-m", &disk.minor])?;
+    let text = story.quiet("tap-ctl", ["stats", "--json", "-p", &disk.pid, "-m", &disk.minor])?;
     serde_json::from_str(&text).map_err(|error| format!("tap-ctl stats printed no JSON: {error}"))
 }
 
@@ -201,8 +183,21 @@ fn show_it(story: &Story, disk: &Disk) -> Result<()> {
     Ok(())
 }
 
+/// What the disk serves last, all of it.
+fn copy_it(story: &mut Story, disk: &Disk) -> Result<Option<&'static str>> {
+    if !story.has("nbdcopy") {
+        return Ok(None);
+    }
+    chapter("Keep a copy of what it serves");
+    story.types("nbdcopy", [&disk.uri, "served.img"])?;
+    if story.has("e2fsck") && story.has("mke2fs") && story.has("qemu-img") {
+        story.types("e2fsck", ["-f", "-n", "served.img"])?;
+    }
+    Ok(Some("served.img"))
+}
+
 fn take_down(story: &mut Story, disks: &[Disk], sum: &str) -> Result<()> {
-    chapter("Take it down, and look at the files themselves");
+    chapter("Take both down");
     for disk in disks {
         story.tap_ctl(["destroy", "-p", &disk.pid, "-m", &disk.minor])?;
     }
@@ -212,13 +207,6 @@ fn take_down(story: &mut Story, disks: &[Disk], sum: &str) -> Result<()> {
     }
     if checksum(story, "disk.img")? != sum {
         return Err("The image that was only read has changed".into());
-    }
-    if story.has("qemu-img") {
-        let bytes = format!("{}", u64::from(IMAGE_MIB) << 20);
-        story.types("cmp", ["-n", &bytes, "disk.img", "scratch.img"])?;
-    }
-    if story.has("e2fsck") && story.has("mke2fs") && story.has("qemu-img") {
-        story.types("e2fsck", ["-f", "-n", "scratch.img"])?;
     }
     Ok(())
 }

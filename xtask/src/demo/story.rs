@@ -66,20 +66,33 @@ impl Story {
         &self,
         arguments: impl IntoIterator<Item = S>,
     ) -> Result<String> {
-        self.show(self.ours(arguments))
+        self.show(self.ours("tap-ctl", arguments))
     }
 
-    /// The same, unseen: for looking often.
-    pub(super) fn quiet<S: AsRef<OsStr>>(
+    /// Types a line with vhd-util.
+    pub(super) fn vhd_util<S: AsRef<OsStr>>(
         &self,
         arguments: impl IntoIterator<Item = S>,
     ) -> Result<String> {
-        command::capture(&mut self.ours(arguments))
+        self.show(self.ours("vhd-util", arguments))
     }
 
-    fn ours<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> Command {
-        let mut line = Command::new(command::target("release").join("tap-ctl"));
-        line.args(arguments).env("TAPDISK_RUN_DIR", self.run());
+    /// A line with a program of ours, unseen: for looking often.
+    pub(super) fn quiet<S: AsRef<OsStr>>(
+        &self,
+        program: &str,
+        arguments: impl IntoIterator<Item = S>,
+    ) -> Result<String> {
+        command::capture(&mut self.ours(program, arguments))
+    }
+
+    fn ours<S: AsRef<OsStr>>(
+        &self,
+        program: &str,
+        arguments: impl IntoIterator<Item = S>,
+    ) -> Command {
+        let mut line = Command::new(command::target("release").join(program));
+        line.args(arguments).env("TAPDISK_RUN_DIR", self.run()).current_dir(self.files());
         line
     }
 
@@ -122,8 +135,8 @@ impl Story {
     }
 
     /// Serves an image as a new disk.
-    pub(super) fn create(&self, image: &str) -> Result<Disk> {
-        let argument = format!("aio:{}", self.files().join(image).display());
+    pub(super) fn create(&self, kind: &str, image: &str) -> Result<Disk> {
+        let argument = format!("{kind}:{}", self.files().join(image).display());
         self.tap_ctl(["create", "-a", &argument])?;
         let list = self.tap_ctl(["list"])?;
         let (pid, minor) = find_disk(&list, &argument)
