@@ -192,6 +192,12 @@ mod tests {
     }
 
     #[test]
+    fn only_a_table_without_entries_is_empty() {
+        assert!(Bat::new(0).unwrap().is_empty());
+        assert!(!Bat::new(1).unwrap().is_empty());
+    }
+
+    #[test]
     fn a_sector_of_the_table_has_unused_entries_past_the_end() {
         let mut bat = Bat::new(130).unwrap();
         bat.set(BlockIndex(129), Some(Sector(7)));

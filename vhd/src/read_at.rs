@@ -92,3 +92,25 @@ pub fn truncated(offset: u64, found: usize, wanted: usize) -> crate::error::Erro
     let kind = ErrorKind::Truncated { part: Part::Data, found: size(found), wanted: size(wanted) };
     crate::error::Error::at(offset, kind)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_owner_of_bytes_reads_them_and_not_past_their_end() {
+        let array = *b"0123456789";
+        let vector = array.to_vec();
+        let boxed: Box<dyn ReadAt> = Box::new(vector.clone());
+        let owners: [&dyn ReadAt; 5] = [&array, &array.as_slice(), &vector, &&vector, &boxed];
+        for owner in owners {
+            let mut found = [0; 3];
+            assert_eq!(owner.length(), Ok(10));
+            assert_eq!(owner.read_at(7, &mut found), Ok(()));
+            assert_eq!(&found, b"789");
+            let error = owner.read_at(8, &mut found).unwrap_err();
+            assert!(matches!(error.kind(), ErrorKind::Truncated { .. }), "{error}");
+            assert!(owner.read_at(u64::MAX, &mut found).is_err());
+        }
+    }
+}

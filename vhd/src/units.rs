@@ -179,6 +179,13 @@ mod tests {
     }
 
     #[test]
+    fn vhd_time_is_unix_time_from_2000_on() {
+        assert_eq!(Timestamp::from_unix(946_684_801), Timestamp(1));
+        assert_eq!(Timestamp(1).to_unix(), 946_684_801);
+        assert_eq!(Timestamp::from_unix(0), Timestamp(0));
+    }
+
+    #[test]
     fn a_random_uuid_says_version_4_and_variant_1() {
         let text = Uuid::from_random([0xff; 16]).to_string();
         assert_eq!(text, "ffffffff-ffff-4fff-bfff-ffffffffffff");

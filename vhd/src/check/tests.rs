@@ -36,6 +36,19 @@ fn with_entry(block: u64, place: u32) -> Vec<u8> {
     file
 }
 
+#[test]
+fn a_parent_may_be_a_little_younger_than_now() {
+    let parent = Spec::new(8 << 20);
+    for (seconds, is_fine) in [(1800, true), (1801, false)] {
+        let mut file = Spec::child_of(&parent, "p.vhd").make();
+        put(&mut file, 512 + 56, &(NOW.0 + seconds).to_be_bytes());
+        let sum = crate::header::checksum(file[512..1536].first_chunk().unwrap());
+        put(&mut file, 512 + 36, &sum.to_be_bytes());
+        let found = findings(&file);
+        assert_eq!(found.is_empty(), is_fine, "{found:?}");
+    }
+}
+
 proptest! {
     #[test]
     fn what_is_made_well_is_valid(spec in specs(1 << 20)) {

@@ -29,6 +29,14 @@ fn takes_the_footer_at_the_end_then_a_byte_later_then_at_the_start() {
 }
 
 #[test]
+fn keeps_the_bytes_of_footer_and_header_as_they_were() {
+    let file = two_blocks().make();
+    let image = load(&file).unwrap();
+    assert_eq!(image.raw_footer().as_slice(), &file[..512]);
+    assert_eq!(image.raw_header().unwrap().as_slice(), &file[512..1536]);
+}
+
+#[test]
 fn looks_at_the_copy_only_when_told_so() {
     let mut file = two_blocks().make();
     put(&mut file, 0, b"x");

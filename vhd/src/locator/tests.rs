@@ -20,6 +20,13 @@ fn a_space_below_a_sector_counts_sectors() {
 }
 
 #[test]
+fn only_three_platforms_lead_to_a_parent() {
+    let read = |code: &[u8; 4]| Platform::from_code(u32::from_be_bytes(*code)).is_read();
+    assert!([b"MacX", b"W2ku", b"W2ru"].into_iter().all(read));
+    assert!(![b"Mac ", b"Wi2k", b"Wi2r", b"\0\0\0\0", b"what"].into_iter().any(read));
+}
+
+#[test]
 fn reads_no_more_text_than_there_is_room_and_than_a_path_has() {
     let size = |space, length| Locator { space, length, ..locator(Platform::MacX) }.text_size();
     assert_eq!(size(512, 42), 42);

@@ -1,7 +1,9 @@
 //! Images, parents and journals that somebody has damaged on purpose.
 
 use proptest::prelude::*;
+use vhd::error::ErrorKind;
 use vhd::plan::memory::Storage;
+use vhd::plan::modify::modify_zero;
 use vhd::plan::resize::resize;
 use vhd::plan::{File, Step};
 use vhd::testing::{go_through_all, mend};
@@ -61,4 +63,20 @@ proptest! {
         }
         go_through_all(&storage, size);
     }
+}
+
+/// Otherwise what an operation writes into a block would say where the blocks are.
+#[test]
+fn refuses_blocks_that_lie_over_metadata() {
+    let spec = Spec::new(6, &[(4, 0xff)]);
+    let sound = spec.build();
+    // The table, its batmap and the header; the entry of block 4.
+    for place in [1_u32, 2, 3, 4, 5] {
+        let mut file = sound.clone();
+        file[1536 + 16..][..4].copy_from_slice(&place.to_be_bytes());
+        let storage = Storage::default().with(File::Image, file);
+        let error = modify_zero(&storage).err().expect("a block over metadata");
+        assert!(matches!(error.kind(), ErrorKind::Overlap { .. }), "sector {place}: {error}");
+    }
+    assert!(modify_zero(&Storage::default().with(File::Image, sound)).is_ok());
 }

@@ -107,6 +107,24 @@ fn refuses_sizes_that_the_format_cannot_hold_and_names_the_limit() {
 }
 
 #[test]
+fn takes_the_largest_sizes_that_the_format_holds() {
+    let sketch = |kind, size| Sketch::of(&spec(kind, size)).map(|sketch| sketch.end);
+    assert!(sketch(DYNAMIC, 2040 << 30).is_ok());
+    let metadata_size = Some(METADATA_SIZE_MAX);
+    assert!(sketch(Kind::Dynamic { metadata_size }, 8 << 20).is_ok());
+}
+
+#[test]
+fn a_device_that_the_image_just_fits_is_enough() {
+    let spec = spec(DYNAMIC, 4 << 20);
+    let length = made(&spec).len();
+    let device = |length| Storage::default().with_device(IMAGE, vec![0; length]);
+    assert!(perform(device(length), &spec).is_ok());
+    let error = perform(device(length - 512), &spec).unwrap_err();
+    assert_eq!(error.errno(), errno::ENOSPC);
+}
+
+#[test]
 fn refuses_a_name_that_does_not_fit() {
     let parent = parent(&format!("./{}", "n".repeat(256)));
     let kind = Kind::Differencing { metadata_size: None, parent };
