@@ -59,6 +59,9 @@ pub(super) struct Change {
     pub(super) is_whole: bool,
     /// New, in a place of zeros that no request was sent to.
     pub(super) is_untouched: bool,
+    /// New, and whole only thanks to zeros that a failed fdatasync may have lost: it ends without an
+    /// entry, and until then nobody joins it.
+    pub(super) is_doomed: bool,
     /// The turn under way has it.
     pub(super) in_turn: bool,
     /// A write of its entry or of its bits failed: the disk may have it or not.
@@ -129,6 +132,11 @@ impl Changes {
             .filter_map(|(index, change)| change.as_ref().map(|change| (index, change)))
     }
 
+    /// All changes.
+    pub(super) fn all_mut(&mut self) -> impl Iterator<Item = &mut Change> {
+        self.changes.iter_mut().flatten()
+    }
+
     /// Takes a block in.
     pub(super) fn begin(&mut self, block: u32, place: u32, kind: Kind, known: Known) -> u16 {
         let index = self.free_changes.pop().expect("the caller asked for room");
@@ -139,6 +147,7 @@ impl Changes {
             known,
             is_whole: false,
             is_untouched: false,
+            is_doomed: false,
             in_turn: false,
             in_doubt: false,
             is_named: false,

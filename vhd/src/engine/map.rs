@@ -185,9 +185,10 @@ impl Engine {
 
     /// A block that changes already.
     fn change_busy(&mut self, run: &Run, index: u16) -> Answer {
-        let Change { kind, known, place, in_doubt, .. } = *self.changes.get(index);
+        let Change { kind, known, place, in_doubt, is_doomed, .. } = *self.changes.get(index);
         match (kind, known) {
             (Kind::Free, _) => self.wait(),
+            (Kind::New, _) if is_doomed => self.wait(),
             (kind, _) if run.op == Op::Trim && (kind == Kind::New || in_doubt) => {
                 Answer::Zero { count: u64::from(run.count) }
             }

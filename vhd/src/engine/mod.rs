@@ -250,7 +250,10 @@ impl Engine {
         if let Err(errno) = result {
             return self.settle(claim.0, Err(errno));
         }
-        let Change { kind, known, in_doubt, .. } = *self.changes.get(change);
+        let Change { kind, known, in_doubt, is_doomed, .. } = *self.changes.get(change);
+        if is_doomed {
+            return self.settle(claim.0, Err(self.lost.unwrap_or(Errno::EIO)));
+        }
         if kind == Kind::Partial && known == Known::Whole && !in_doubt {
             // The block became whole while the data was on its way: nothing more to write.
             return self.settle(claim.0, Ok(()));
@@ -349,6 +352,15 @@ impl Engine {
         if let Some(write) = &mut self.write {
             write.space.order_failed();
             write.turn.spoil(errno);
+            let is_ordered = write.turn.is_ordered();
+            for change in self.changes.all_mut() {
+                // Zeros that were punched into its place may be lost too. Those of a turn that has
+                // passed its own fdatasync were made durable by that.
+                if change.kind == Kind::New && !change.in_doubt && !(change.in_turn && is_ordered) {
+                    change.is_untouched = false;
+                    change.is_doomed = change.is_whole;
+                }
+            }
         }
         // Data that had ended before: no later fdatasync makes it durable.
         for index in 0..CHANGES_MAX {

@@ -61,6 +61,11 @@ impl std::fmt::Debug for Turn {
 }
 
 impl Turn {
+    /// Whether its fdatasync has ended well.
+    pub(super) fn is_ordered(&self) -> bool {
+        self.phase == Phase::Commit
+    }
+
     /// An fdatasync failed, its own or that of a request.
     pub(super) fn spoil(&mut self, errno: Errno) {
         if matches!(self.phase, Phase::Prepare | Phase::Order) {

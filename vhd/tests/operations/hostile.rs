@@ -75,7 +75,7 @@ fn refuses_blocks_that_lie_over_metadata() {
         let mut file = sound.clone();
         file[1536 + 16..][..4].copy_from_slice(&place.to_be_bytes());
         let storage = Storage::default().with(File::Image, file);
-        let error = modify_zero(&storage).err().expect("a block over metadata");
+        let error = modify_zero(&storage).expect_err("a block over metadata");
         assert!(matches!(error.kind(), ErrorKind::Overlap { .. }), "sector {place}: {error}");
     }
     assert!(modify_zero(&Storage::default().with(File::Image, sound)).is_ok());
