@@ -196,10 +196,9 @@ fn run_fuzz(clock: &mut Clock) -> Result<()> {
     clock.time("fuzz", || fuzz::run_all(&targets, seconds))
 }
 
-/// `cargo test`, told where the things outside the tree are.
+/// `cargo test`, told where the things outside the tree are; tests find our programs beside them.
 fn cargo_test() -> Command {
     let mut command = command::cargo(["test"]);
-    command.env("TAPDISK_PROGRAMS", command::target("debug"));
     match golden() {
         Some(folder) => {
             command.env("TAPDISK_GOLDEN", folder);

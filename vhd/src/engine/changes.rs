@@ -59,8 +59,8 @@ pub(super) struct Change {
     pub(super) is_whole: bool,
     /// New, in a place of zeros that no request was sent to.
     pub(super) is_untouched: bool,
-    /// New, and whole only thanks to zeros that a failed fdatasync may have lost: it ends without an
-    /// entry, and until then nobody joins it.
+    /// New, and whole only thanks to zeros that a failed fdatasync may have lost: it ends without
+    /// an entry, and until then nobody joins it.
     pub(super) is_doomed: bool,
     /// The turn under way has it.
     pub(super) in_turn: bool,
