@@ -270,11 +270,11 @@ impl Engine {
         }
         let has_parent = self.layers.len() > 1;
         let Some((place, is_zero)) = self.leaf_space().take(!has_parent) else {
-            return match () {
-                () if self.wants_requests() => self.wait(),
-                () if self.leaf_space().is_at_limit() => Answer::Fail(Errno::EFBIG),
-                () => Answer::Fail(Errno::ENOSPC),
-            };
+            if self.wants_requests() {
+                return self.wait();
+            }
+            let is_at_limit = self.leaf_space().is_at_limit();
+            return Answer::Fail(if is_at_limit { Errno::EFBIG } else { Errno::ENOSPC });
         };
         let is_whole = is_zero && !has_parent;
         let known = if is_whole {

@@ -252,7 +252,8 @@ impl Engine {
         }
         let Change { kind, known, in_doubt, is_doomed, .. } = *self.changes.get(change);
         if is_doomed {
-            return self.settle(claim.0, Err(self.lost.unwrap_or(Errno::EIO)));
+            let errno = self.lost.expect("only a loss dooms a block");
+            return self.settle(claim.0, Err(errno));
         }
         if kind == Kind::Partial && known == Known::Whole && !in_doubt {
             // The block became whole while the data was on its way: nothing more to write.
