@@ -34,7 +34,8 @@ pub(super) fn measure(ground: &mut Ground) -> Result<()> {
     Ok(())
 }
 
-fn per_request(ground: &mut Ground, kind: Kind, pattern: &Pattern) -> Result<f64> {
+/// Of a server of what `ground` serves.
+pub(super) fn per_request(ground: &mut Ground, kind: Kind, pattern: &Pattern) -> Result<f64> {
     let [few, many] = REQUESTS;
     let first = total(ground, kind, pattern, few)?;
     let second = total(ground, kind, pattern, many)?;

@@ -1,7 +1,7 @@
 //! The client of every measurement: fio, over a Unix socket.
 
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use serde_json::Value;
 
@@ -21,6 +21,8 @@ pub(super) struct Pattern {
     /// In bytes.
     pub(super) block: u32,
     depth: u32,
+    /// How much of the disk is used, in bytes.
+    bytes: u64,
     /// Whether a small request's rate is of interest, or the bytes.
     pub(super) is_small: bool,
     pub(super) is_read: bool,
@@ -28,7 +30,15 @@ pub(super) struct Pattern {
 
 const fn pattern(name: &'static str, direction: &'static str, kib: u32, depth: u32) -> Pattern {
     let is_read = direction.as_bytes()[direction.len() - 1] == b'd';
-    Pattern { name, direction, block: kib << 10, depth, is_small: kib == 4, is_read }
+    let block = kib << 10;
+    Pattern { name, direction, block, depth, bytes: IMAGE_BYTES, is_small: kib == 4, is_read }
+}
+
+impl Pattern {
+    /// The same over so much of a disk.
+    pub(super) const fn over(self, bytes: u64) -> Self {
+        Self { bytes, ..self }
+    }
 }
 
 /// What is measured.
@@ -55,6 +65,8 @@ pub(super) enum Amount {
 pub(super) struct Report {
     pub(super) requests: u64,
     pub(super) requests_per_second: f64,
+    /// The longest that a request took, in milliseconds.
+    pub(super) slowest_ms: f64,
 }
 
 /// Runs `pattern` against the server on `socket`.
@@ -66,6 +78,23 @@ pub(super) fn run(
 ) -> Result<Report> {
     let text = command::capture(&mut command(ground, socket, pattern, amount)?)?;
     parse(&text, pattern.is_read)
+}
+
+/// Does `meanwhile` under the load of `pattern`, which lasts `seconds`.
+pub(super) fn run_beside(
+    ground: &Ground,
+    socket: &Path,
+    pattern: &Pattern,
+    seconds: u32,
+    meanwhile: impl FnOnce() -> Result<()>,
+) -> Result<Report> {
+    let mut client = command(ground, socket, pattern, Amount::Seconds(seconds))?;
+    client.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::inherit());
+    let client = client.spawn().map_err(|error| format!("Cannot run fio: {error}"))?;
+    let done = meanwhile();
+    let output = client.wait_with_output().map_err(|error| format!("No end of fio: {error}"))?;
+    done?;
+    parse(&String::from_utf8_lossy(&output.stdout), pattern.is_read)
 }
 
 /// The same with `wrapper` around the client; an error unless it made exactly `requests` requests.
@@ -96,7 +125,7 @@ fn command(ground: &Ground, socket: &Path, pattern: &Pattern, amount: Amount) ->
     command.arg(format!("--rw={}", pattern.direction));
     command.arg(format!("--bs={}", pattern.block));
     command.arg(format!("--iodepth={}", pattern.depth));
-    command.arg(format!("--size={IMAGE_BYTES}"));
+    command.arg(format!("--size={}", pattern.bytes));
     match amount {
         Amount::Seconds(seconds) => {
             command.args(["--time_based", &format!("--runtime={seconds}")]);
@@ -118,7 +147,8 @@ fn parse(text: &str, is_read: bool) -> Result<Report> {
     let side = &job[if is_read { "read" } else { "write" }];
     match (job["error"].as_u64(), side["total_ios"].as_u64(), side["iops"].as_f64()) {
         (Some(0), Some(requests), Some(requests_per_second)) if requests > 0 => {
-            Ok(Report { requests, requests_per_second })
+            let slowest_ms = side["clat_ns"]["max"].as_f64().unwrap_or_default() * 1e-6;
+            Ok(Report { requests, requests_per_second, slowest_ms })
         }
         (error, requests, rate) => {
             Err(format!("fio reports error {error:?}, {requests:?} requests, rate {rate:?}"))
@@ -131,12 +161,12 @@ mod tests {
     use super::*;
 
     const TEXT: &str = r#"note: both iodepth >= 1 and synchronous
-{"jobs": [{"error": 0, "read": {"total_ios": 100, "iops": 2.5}, "write": {"total_ios": 0, "iops": 0}}]}"#;
+{"jobs": [{"error": 0, "read": {"total_ios": 100, "iops": 2.5, "clat_ns": {"max": 3000000}}, "write": {"total_ios": 0, "iops": 0}}]}"#;
 
     #[test]
     fn reads_the_side_that_was_asked_for() {
         let report = parse(TEXT, true).unwrap();
-        assert_eq!(report, Report { requests: 100, requests_per_second: 2.5 });
+        assert_eq!(report, Report { requests: 100, requests_per_second: 2.5, slowest_ms: 3.0 });
         assert!(parse(TEXT, false).is_err(), "no writes is no measurement");
     }
 

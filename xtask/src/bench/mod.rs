@@ -14,6 +14,7 @@ mod ring;
 mod servers;
 mod syscalls;
 mod tools;
+mod vhd;
 
 use std::fs;
 use std::io::Write as _;
@@ -34,7 +35,7 @@ pub(crate) struct Measurement {
 }
 
 /// All of them, in the order in which they run.
-pub(crate) const MEASUREMENTS: [Measurement; 6] = [
+pub(crate) const MEASUREMENTS: [Measurement; 7] = [
     Measurement {
         name: "ring",
         what: "the ring's door in front of null:, on a simulated driver",
@@ -47,6 +48,11 @@ pub(crate) const MEASUREMENTS: [Measurement; 6] = [
     },
     Measurement { name: "syscalls", what: "system calls per request", run: syscalls::measure },
     Measurement { name: "rates", what: "requests and bytes per second, CPU", run: rates::measure },
+    Measurement {
+        name: "vhd",
+        what: "VHDs: beside a raw image and QEMU; chains, first writes, snapshots, memory",
+        run: vhd::measure,
+    },
     Measurement {
         name: "tools",
         what: "the offline tools: counts of whole commands, and rates beside dd and qemu-img",
@@ -65,10 +71,18 @@ const IMAGE_BYTES: u64 = 256 << 20;
 /// Rounds unless told otherwise: the fewest with a median.
 const ROUNDS: u32 = 3;
 
+/// An image and how it is read.
+#[derive(Clone, Debug)]
+struct Image {
+    path: PathBuf,
+    is_vhd: bool,
+}
+
 /// Where measurements take place: a folder, an image, two processors.
 pub(crate) struct Ground {
     janitor: Janitor,
-    image: PathBuf,
+    /// What the servers serve.
+    image: Image,
     rounds: u32,
     /// The start of the name of the servers that are wanted.
     only: String,
@@ -85,6 +99,7 @@ impl Ground {
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
         let is_pinned = processors > 1 && command::find("taskset").is_some();
         let Options { rounds, only, .. } = options.clone();
+        let image = Image { path: image, is_vhd: false };
         Ok(Self { janitor, image, rounds, only, is_pinned, started: 0 })
     }
 
@@ -96,14 +111,14 @@ impl Ground {
     /// cache.
     fn drop_cache(&self) -> Result<()> {
         let mut dd = command::tool("dd");
-        dd.arg(format!("of={}", self.image.display()));
+        dd.arg(format!("of={}", self.image.path.display()));
         command::run(dd.args(["oflag=nocache", "conv=notrunc,fdatasync", "count=0", "status=none"]))
     }
 
     /// Reads the image once past the cache: what lies below, a host's cache perhaps, is warm then.
     fn warm(&self) -> Result<()> {
         let mut dd = command::tool("dd");
-        dd.arg(format!("if={}", self.image.display()));
+        dd.arg(format!("if={}", self.image.path.display()));
         command::run(dd.args(["of=/dev/null", "bs=1M", "iflag=direct", "status=none"]))
     }
 

@@ -3,10 +3,10 @@
 //! In each round every server serves the pattern once, in an order that turns from round to round,
 //! so that a busy minute hits all of them.
 
-use super::Ground;
 use super::client::{self, Amount, PATTERNS, Pattern};
 use super::numbers::{Spread, float, verdict};
 use super::servers::{Kind, Server};
+use super::{Ground, Image};
 use crate::Result;
 
 /// Of each pattern, server and round.
@@ -20,24 +20,43 @@ struct Column {
     costs: Vec<f64>,
 }
 
+/// A server with what it serves.
+pub(super) struct Contestant {
+    pub(super) name: String,
+    pub(super) kind: Kind,
+    pub(super) image: Image,
+}
+
 /// The table of rates.
 pub(super) fn measure(ground: &mut Ground) -> Result<()> {
-    let kinds = Kind::present(ground);
+    let with =
+        |kind: Kind| Contestant { name: kind.name().to_owned(), kind, image: ground.image.clone() };
+    let contestants: Vec<Contestant> = Kind::present(ground).into_iter().map(with).collect();
+    compare(ground, &contestants, &PATTERNS)
+}
+
+/// Each of them in each pattern, in turns; the ratios are those of the first one to the others.
+pub(super) fn compare(
+    ground: &mut Ground,
+    contestants: &[Contestant],
+    patterns: &[Pattern],
+) -> Result<()> {
     println!(
-        "{:<26} {:<20} {:>9} {:>19} {:>6} {:>19} {:>9}",
-        "pattern", "server", "median", "(min to max)", "unit", "ours to it", "us CPU"
+        "{:<26} {:<24} {:>9} {:>19} {:>6} {:>19} {:>9}",
+        "pattern", "server", "median", "(min to max)", "unit", "ratio to it", "us CPU"
     );
-    for pattern in &PATTERNS {
-        let mut columns: Vec<Column> = kinds.iter().map(|_| Column::default()).collect();
+    for pattern in patterns {
+        let mut columns: Vec<Column> = contestants.iter().map(|_| Column::default()).collect();
         for round in 0..ground.rounds as usize {
-            for turn in 0..kinds.len() {
-                let index = (turn + round) % kinds.len();
-                let (rate, cost) = once(ground, kinds[index], pattern)?;
+            for turn in 0..contestants.len() {
+                let index = (turn + round) % contestants.len();
+                ground.image = contestants[index].image.clone();
+                let (rate, cost) = once(ground, contestants[index].kind, pattern)?;
                 columns[index].rates.push(rate);
                 columns[index].costs.push(cost);
             }
         }
-        print(pattern, &kinds, columns);
+        print(pattern, contestants, columns);
     }
     Ok(())
 }
@@ -52,31 +71,28 @@ fn once(ground: &mut Ground, kind: Kind, pattern: &Pattern) -> Result<(f64, f64)
     Ok((report.requests_per_second, used * 1e6 / float(report.requests)))
 }
 
-fn print(pattern: &Pattern, kinds: &[Kind], columns: Vec<Column>) {
+fn print(pattern: &Pattern, contestants: &[Contestant], columns: Vec<Column>) {
     let (unit, factor) =
         if pattern.is_small { ("k/s", 1e-3) } else { ("MB/s", f64::from(pattern.block) * 1e-6) };
-    let mut ours = None;
-    for (kind, column) in kinds.iter().zip(columns) {
+    let mut first = None;
+    for (contestant, column) in contestants.iter().zip(columns) {
         let (Some(rate), Some(cost)) = (Spread::of(column.rates), Spread::of(column.costs)) else {
             continue;
         };
-        if *kind == Kind::Ours {
-            ours = Some(rate.median);
-        }
         let range = format!("({:.1} to {:.1})", rate.min * factor, rate.max * factor);
-        let ratio = match ours {
-            _ if !kind.is_peer_in(pattern.is_read) => "page cache".to_owned(),
-            Some(ours) if *kind != Kind::Ours => {
-                let ratio = ours / rate.median;
+        let ratio = match first {
+            _ if !contestant.kind.is_peer_in(pattern.is_read) => "page cache".to_owned(),
+            Some(first) => {
+                let ratio = first / rate.median;
                 format!("{ratio:.2} {}", verdict(ratio))
             }
-            _ => String::new(),
+            None => String::new(),
         };
+        first = first.or(Some(rate.median));
         let (median, cost) = (rate.median * factor, cost.median);
         println!(
-            "{:<26} {:<20} {median:>9.1} {range:>19} {unit:>6} {ratio:>19} {cost:>9.1}",
-            pattern.name,
-            kind.name()
+            "{:<26} {:<24} {median:>9.1} {range:>19} {unit:>6} {ratio:>19} {cost:>9.1}",
+            pattern.name, contestant.name
         );
     }
 }

@@ -103,8 +103,10 @@ impl Server {
                 let engine = if kind == Kind::QemuIoUring { "io_uring" } else { "native" };
                 let socket = ground.fresh("qemu");
                 let mut command = wrapped(ground, wrapper, &program("qemu-nbd")?);
-                command.arg(format!("--socket={}", socket.display())).arg(&ground.image);
-                command.args(["--format=raw", "--cache=none", "--persistent", "--shared=8"]);
+                command.arg(format!("--socket={}", socket.display())).arg(&ground.image.path);
+                command.args(["--cache=none", "--persistent", "--shared=8"]);
+                command
+                    .arg(format!("--format={}", if ground.image.is_vhd { "vpc" } else { "raw" }));
                 command.arg(format!("--aio={engine}"));
                 Self::child(ground, command, socket)
             }
@@ -112,7 +114,7 @@ impl Server {
                 let socket = ground.fresh("nbdkit");
                 let mut command = wrapped(ground, wrapper, &program("nbdkit")?);
                 command.args(["--foreground", "--unix"]).arg(&socket);
-                command.arg("file").arg(&ground.image);
+                command.arg("file").arg(&ground.image.path);
                 if kind == Kind::NbdkitUncached {
                     command.arg("cache=none");
                 }
@@ -168,6 +170,24 @@ impl Server {
         let what = format!("a server on {}", self.socket.display());
         wait::until(LIMIT, &what, || UnixStream::connect(&self.socket).ok())?;
         Ok(self)
+    }
+
+    /// Ours: its disk goes on in a new image, `tap-ctl snapshot`.
+    pub(super) fn snapshot(&self, new: &Path) -> Result<()> {
+        let (run, minor) = self.tap.as_ref().ok_or("only a disk of tapdisk has snapshots")?;
+        let mut snapshot = tap_ctl(run);
+        snapshot.args(["snapshot", "-p", &self.pid.to_string(), "-m", &minor.to_string(), "-n"]);
+        command::capture(snapshot.arg(new)).map(drop)
+    }
+
+    /// What it has in memory, in KiB.
+    pub(super) fn resident_kib(&self) -> Result<u64> {
+        let file = format!("/proc/{}/status", self.pid);
+        let text =
+            fs::read_to_string(&file).map_err(|error| format!("Cannot read {file}: {error}"))?;
+        let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        line.and_then(|line| line.split_whitespace().next()?.parse().ok())
+            .ok_or_else(|| format!("{file} says nothing of memory"))
     }
 
     /// Ends it in the way that it writes down what it counted, and waits until it is gone.
@@ -246,7 +266,8 @@ fn tap_ctl(run: &Path) -> Command {
 }
 
 fn image_argument(ground: &Ground) -> String {
-    format!("aio:{}", ground.image.display())
+    let kind = if ground.image.is_vhd { "vhd" } else { "aio" };
+    format!("{kind}:{}", ground.image.path.display())
 }
 
 /// The process and minor of the first disk in what `tap-ctl list` prints.

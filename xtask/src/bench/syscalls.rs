@@ -19,15 +19,16 @@ const REQUESTS: [u64; 2] = [1000, 6000];
 const LIMIT: Duration = Duration::from_secs(20);
 const TRACEPOINT: &str = "raw_syscalls:sys_enter";
 
+/// What counts.
 #[derive(Clone, Copy, Debug)]
-enum Counter {
+pub(super) enum Counter {
     Perf,
     Strace,
 }
 
 impl Counter {
     /// The better one that works here.
-    fn pick() -> Option<Self> {
+    pub(super) fn pick() -> Option<Self> {
         let mut perf = command::tool("perf");
         let perf = command::output(perf.args(["stat", "-x,", "-e", TRACEPOINT, "true"]));
         // Where it may not, it still exits with 0 and reports `<not supported>` or the like.
@@ -50,14 +51,24 @@ pub(super) fn measure(ground: &mut Ground) -> Result<()> {
             if !kind.is_counted() {
                 continue;
             }
-            let [few, many] = REQUESTS;
-            let first = total(ground, kind, pattern, few, counter)?;
-            let second = total(ground, kind, pattern, many, counter)?;
-            let calls = numbers::slope((few, first), (many, second));
+            let calls = per_request(ground, kind, pattern, counter)?;
             println!("{:<26} {:<20} {calls:>14.2}", pattern.name, kind.name());
         }
     }
     Ok(())
+}
+
+/// Of a server of what `ground` serves.
+pub(super) fn per_request(
+    ground: &mut Ground,
+    kind: Kind,
+    pattern: &Pattern,
+    counter: Counter,
+) -> Result<f64> {
+    let [few, many] = REQUESTS;
+    let first = total(ground, kind, pattern, few, counter)?;
+    let second = total(ground, kind, pattern, many, counter)?;
+    Ok(numbers::slope((few, first), (many, second)))
 }
 
 /// The system calls of all threads of a server while it answers `requests` requests.

@@ -1,0 +1,227 @@
+//! VHDs that are served: beside the raw image of the same contents, beside QEMU on the same file.
+//!
+//! Made by our own tools and by writing through tapdisk: a dynamic image with every block there,
+//! chains in whose layers lie as many random sectors each, and fresh images for first writes.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use super::client::{self, Amount, PATTERNS, Pattern};
+use super::numbers::{Spread, float};
+use super::rates::{self, Contestant};
+use super::servers::{Kind, Server};
+use super::syscalls::{self, Counter};
+use super::{Ground, IMAGE_BYTES, Image, callgrind};
+use crate::Result;
+use crate::{command, wait};
+
+/// Of chains.
+const RANDOM_READ: Pattern = PATTERNS[1];
+/// Of first writes, and of what is written into chains and during snapshots.
+const RANDOM_WRITE: Pattern = PATTERNS[3];
+
+/// Of fresh images.
+const FRESH_MIB: &str = "16384";
+/// Written to them, and how many requests: what the sequential ones write is within the disk.
+const FIRST_WRITES: [(Pattern, u64); 3] = [
+    (RANDOM_WRITE.over(16 << 30), 100_000),
+    (PATTERNS[5].over(4 << 30), 32_768),
+    (PATTERNS[7].over(4 << 30), 2_048),
+];
+
+/// A disk as large as they come, written to at random: most memory for maps of blocks and sectors.
+const LARGE_BYTES: u64 = 100 << 30;
+const LARGE_WRITES: u64 = 200_000;
+
+/// Until a load is under way.
+const LIMIT: Duration = Duration::from_secs(10);
+/// How long it lasts.
+const SNAPSHOT_SECONDS: u32 = 2;
+
+/// All the tables.
+pub(super) fn measure(ground: &mut Ground) -> Result<()> {
+    let raw = ground.image.clone();
+    let dynamic = ground.folder().join("dynamic.vhd");
+    vhd_util(&["convert", "-f", "raw", "-n"], &[&raw.path, Path::new("-N"), &dynamic])?;
+    let dynamic = Image { path: dynamic, is_vhd: true };
+    let three = chain(ground, &dynamic, 3)?;
+    counts(ground, &[("raw", &raw), ("dynamic", &dynamic), ("3 layers", &three)])?;
+    beside_others(ground, &raw, &dynamic)?;
+    let thirty = chain(ground, &dynamic, 30)?;
+    println!();
+    let one = |name: &str, image: &Image| contestant(name, Kind::Ours, image);
+    let layers = [one("dynamic", &dynamic), one("3 layers", &three), one("30 layers", &thirty)];
+    rates::compare(ground, &layers, &[RANDOM_READ])?;
+    first_writes(ground)?;
+    snapshots(ground, &dynamic)?;
+    memory(ground)?;
+    ground.image = raw;
+    Ok(())
+}
+
+fn vhd_util(arguments: &[&str], more: &[&Path]) -> Result<()> {
+    let mut command = Command::new(command::target("release").join("vhd-util"));
+    command::capture(command.args(arguments).args(more)).map(drop)
+}
+
+fn contestant(name: &str, kind: Kind, image: &Image) -> Contestant {
+    Contestant { name: name.to_owned(), kind, image: image.clone() }
+}
+
+/// A child of `parent`, which is linked to even while it is empty.
+fn child(parent: &Path, new: &Path) -> Result<()> {
+    vhd_util(&["snapshot", "-e", "-p"], &[parent, Path::new("-n"), new])
+}
+
+/// Snapshots on `base` until there are `depth` layers, each with its share of random writes.
+fn chain(ground: &mut Ground, base: &Image, depth: u64) -> Result<Image> {
+    let mut top = base.clone();
+    for layer in 2..=depth {
+        let path = ground.folder().join(format!("layer-{layer}-of-{depth}.vhd"));
+        child(&top.path, &path)?;
+        top = Image { path, is_vhd: true };
+        ground.image = top.clone();
+        let server = Server::start(ground, Kind::Ours, &[])?;
+        let requests = IMAGE_BYTES / u64::from(RANDOM_WRITE.block) / depth;
+        client::run(ground, &server.socket, &RANDOM_WRITE, Amount::Requests(requests))?;
+        server.stop()?;
+    }
+    Ok(top)
+}
+
+/// Instructions and system calls per small request.
+fn counts(ground: &mut Ground, images: &[(&str, &Image)]) -> Result<()> {
+    let has_valgrind = command::find("valgrind").is_some();
+    let counter = Counter::pick();
+    println!("{:<26} {:<20} {:>14} {:>14}", "pattern", "image", "instructions", "system calls");
+    for pattern in PATTERNS.iter().filter(|pattern| pattern.is_small) {
+        for (name, image) in images {
+            ground.image = (*image).clone();
+            let mut instructions = "-".to_owned();
+            if has_valgrind {
+                let count = callgrind::per_request(ground, Kind::Ours, pattern)?;
+                instructions = format!("{count:.0}");
+            }
+            let mut calls = "-".to_owned();
+            if let Some(counter) = counter {
+                let count = syscalls::per_request(ground, Kind::Ours, pattern, counter)?;
+                calls = format!("{count:.2}");
+            }
+            println!("{:<26} {name:<20} {instructions:>14} {calls:>14}", pattern.name);
+        }
+    }
+    Ok(())
+}
+
+/// Rates of the allocated image beside those of the raw one and of QEMU.
+fn beside_others(ground: &mut Ground, raw: &Image, dynamic: &Image) -> Result<()> {
+    println!();
+    let mut contestants = vec![
+        contestant("tapdisk, VHD", Kind::Ours, dynamic),
+        contestant("tapdisk, raw", Kind::Ours, raw),
+    ];
+    let peers = Kind::present(ground).into_iter();
+    let peers = peers.filter(|kind| matches!(kind, Kind::QemuIoUring | Kind::QemuNative));
+    contestants
+        .extend(peers.map(|kind| contestant(&format!("{}, vpc", kind.name()), kind, dynamic)));
+    rates::compare(ground, &contestants, &PATTERNS)
+}
+
+/// What a guest feels of a disk that is fresh: the same writes, in the same order, once more.
+fn first_writes(ground: &mut Ground) -> Result<()> {
+    println!(
+        "\n{:<26} {:>14} {:>14} {:>19}",
+        "first writes", "first, k/s", "again, k/s", "ratio (min to max)"
+    );
+    for (pattern, requests) in &FIRST_WRITES {
+        let mut rates = [Vec::new(), Vec::new()];
+        let mut ratios = Vec::new();
+        for _ in 0..ground.rounds {
+            let path = ground.folder().join("fresh.vhd");
+            vhd_util(&["create", "-s", FRESH_MIB, "-n"], &[&path])?;
+            ground.image = Image { path: path.clone(), is_vhd: true };
+            let mut turn = [0.0; 2];
+            for (rate, all) in turn.iter_mut().zip(&mut rates) {
+                let server = Server::start(ground, Kind::Ours, &[])?;
+                let amount = Amount::Requests(*requests);
+                *rate = client::run(ground, &server.socket, pattern, amount)?.requests_per_second;
+                server.stop()?;
+                all.push(*rate * 1e-3);
+            }
+            ratios.push(turn[0] / turn[1]);
+            remove(&path)?;
+        }
+        let [first, again] = rates.map(|rates| Spread::of(rates).map_or(0.0, |all| all.median));
+        if let Some(Spread { median, min, max }) = Spread::of(ratios) {
+            println!(
+                "{:<26} {first:>14.1} {again:>14.1} {median:>6.2} ({min:.2} to {max:.2})",
+                pattern.name
+            );
+        }
+    }
+    Ok(())
+}
+
+/// The longest that a request waits while its disk goes on in a new image, and without.
+fn snapshots(ground: &mut Ground, base: &Image) -> Result<()> {
+    let mut waits = [Vec::new(), Vec::new()];
+    for _ in 0..ground.rounds {
+        for (is_snapshot, waits) in [false, true].into_iter().zip(&mut waits) {
+            let [below, above] = ["below.vhd", "above.vhd"].map(|name| ground.folder().join(name));
+            child(&base.path, &below)?;
+            ground.image = Image { path: below.clone(), is_vhd: true };
+            let server = Server::start(ground, Kind::Ours, &[])?;
+            let meanwhile = || {
+                wait::until(LIMIT, "the load", || is_under_load(&below).then_some(()))?;
+                if is_snapshot { server.snapshot(&above) } else { Ok(()) }
+            };
+            let socket = server.socket.clone();
+            let report =
+                client::run_beside(ground, &socket, &RANDOM_WRITE, SNAPSHOT_SECONDS, meanwhile)?;
+            waits.push(report.slowest_ms);
+            server.stop()?;
+            remove(&below)?;
+            if is_snapshot {
+                remove(&above)?;
+            }
+        }
+    }
+    println!("\nslowest of the writes of {SNAPSHOT_SECONDS} s at depth 32, in ms");
+    for (name, waits) in ["nothing else", "tap-ctl snapshot meanwhile"].into_iter().zip(waits) {
+        if let Some(Spread { median, min, max }) = Spread::of(waits) {
+            println!("{name:<26} {median:>9.1} ({min:.1} to {max:.1})");
+        }
+    }
+    Ok(())
+}
+
+/// Whether the child, which was empty, holds many blocks.
+fn is_under_load(child: &Path) -> bool {
+    fs::metadata(child).is_ok_and(|found| found.len() > IMAGE_BYTES / 4)
+}
+
+/// What a process with a large disk has in memory after writes all over it.
+fn memory(ground: &mut Ground) -> Result<()> {
+    let path = ground.folder().join("large.vhd");
+    let mebibytes = (LARGE_BYTES >> 20).to_string();
+    vhd_util(&["create", "-s", &mebibytes, "-n"], &[&path])?;
+    ground.image = Image { path: path.clone(), is_vhd: true };
+    let server = Server::start(ground, Kind::Ours, &[])?;
+    let idle = server.resident_kib()?;
+    let pattern = RANDOM_WRITE.over(LARGE_BYTES);
+    client::run(ground, &server.socket, &pattern, Amount::Requests(LARGE_WRITES))?;
+    let used = server.resident_kib()?;
+    server.stop()?;
+    remove(&path)?;
+    println!("\nresident, one dynamic disk of {} GiB", LARGE_BYTES >> 30);
+    for (name, kib) in [("idle", idle), ("after 200,000 random writes", used)] {
+        println!("{name:<28} {:>7.1} MiB", float(kib) / 1024.0);
+    }
+    Ok(())
+}
+
+fn remove(path: &Path) -> Result<()> {
+    fs::remove_file(path).map_err(|error| format!("Cannot remove {}: {error}", path.display()))
+}
