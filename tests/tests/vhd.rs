@@ -192,6 +192,146 @@ fn one_command_takes_a_snapshot_and_puts_everything_back_when_it_fails() {
     assert_eq!(found, [[1; 512], [2; 512]].concat());
 }
 
+/// The second disk's new image would lie where its daemon looks for no parents: it is made, and
+/// then refused.
+#[test]
+fn a_snapshot_is_of_all_its_disks_or_of_none() {
+    let host = Host::new();
+    let names = ["one", "two"].map(|name| host.path(&format!("{name}.vhd")));
+    let daemons = [host.daemon(&[]), host.daemon(&[])];
+    let disks: Vec<_> = daemons
+        .iter()
+        .zip(&names)
+        .map(|(daemon, image)| {
+            vhd::dynamic(image, 4 << 20);
+            host.serve(daemon, &format!("vhd:{}", image.display()))
+        })
+        .collect();
+    let snapshot = |leaves: [&Path; 2]| {
+        let mut arguments = vec!["snapshot".to_owned()];
+        for ((daemon, (minor, _)), leaf) in daemons.iter().zip(&disks).zip(leaves) {
+            let (pid, minor) = (daemon.pid.to_string(), minor.to_string());
+            let leaf = leaf.display().to_string();
+            arguments.extend(["-p".into(), pid, "-m".into(), minor, "-n".into(), leaf]);
+        }
+        host.tap_ctl(&arguments.iter().map(String::as_str).collect::<Vec<_>>())
+    };
+    let served = || {
+        let path = |daemon: &tapdisk_tests::Daemon| {
+            let disks = daemon.client.list().unwrap();
+            assert_eq!(disks[0].state, 0);
+            disks[0].path.to_str().unwrap().to_owned()
+        };
+        daemons.each_ref().map(path)
+    };
+    let as_vhd = |paths: &[std::path::PathBuf; 2]| {
+        paths.each_ref().map(|path| format!("vhd:{}", path.display()))
+    };
+    let mut loads = loads(4096 / CLIENTS, true);
+    std::fs::create_dir(host.path("elsewhere")).unwrap();
+    let (_, end) = run_all(&mut loads, &disks[0].1, |done| {
+        let wait = || {
+            let wanted = done.load(std::sync::atomic::Ordering::Relaxed) + 200;
+            wait_until("the load goes on", || {
+                done.load(std::sync::atomic::Ordering::Relaxed) >= wanted
+            });
+        };
+        wait();
+        let refused = snapshot([&host.path("a.vhd"), &host.path("elsewhere/b.vhd")]);
+        assert_ne!(refused.status, 0);
+        assert_eq!(served(), as_vhd(&names));
+        assert!(!host.path("a.vhd").exists() && !host.path("elsewhere/b.vhd").exists());
+        wait();
+        let leaves = [host.path("a.vhd"), host.path("b.vhd")];
+        snapshot([&leaves[0], &leaves[1]]).expect_success();
+        assert_eq!(served(), as_vhd(&leaves));
+        wait();
+    });
+    end.unwrap();
+    loads.iter_mut().for_each(|load| load.verify(read_all(&disks[0].1)));
+    // The same disk twice, or the same image for both.
+    assert_eq!(snapshot([&host.path("c.vhd"), &host.path("c.vhd")]).status, 22);
+    assert!(!host.path("c.vhd").exists());
+}
+
+/// Xen's programs are played by scripts: `xenstore-read` finds each key as a file.
+fn play_xen(host: &Host, minors: [u16; 2]) -> std::ffi::OsString {
+    let (bin, store) = (host.path("bin"), host.path("store"));
+    let script = |name: &str, text: &str| {
+        let path = bin.join(name);
+        std::fs::create_dir_all(&bin).expect("a folder");
+        std::fs::write(&path, format!("#!/bin/sh\n{text}\n")).expect("a script");
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        std::fs::set_permissions(path, mode).expect("a mode");
+    };
+    let set = |key: &str, value: &str| {
+        let path = store.join(key);
+        std::fs::create_dir_all(path.parent().expect("a folder")).expect("a folder");
+        std::fs::write(path, value).expect("a value");
+    };
+    script("xl", r#"[ "$1 $2" = "domid guest" ] && echo 7"#);
+    script("xenstore-read", &format!("cat '{}'\"/$1\"", store.display()));
+    script("xenstore-list", &format!("ls '{}'\"/$1\"", store.display()));
+    let disks =
+        [("51712", "w", Some(minors[0])), ("51728", "w", Some(minors[1])), ("9", "r", None)];
+    for (device, mode, minor) in disks {
+        let backend = format!("back/{device}");
+        set(&format!("local/domain/7/device/vbd/{device}/backend"), &backend);
+        set(&format!("{backend}/mode"), mode);
+        if let Some(minor) = minor {
+            let path = format!("/dev/xen/blktap-2/tapdev{minor}");
+            set(&format!("{backend}/physical-device-path"), &path);
+        }
+    }
+    let own = host.command("tap-ctl").get_program().to_owned();
+    let own = Path::new(&own).parent().expect("a folder").to_owned();
+    let system = std::env::var_os("PATH").unwrap_or_default();
+    let all = [bin, own].into_iter().chain(std::env::split_paths(&system));
+    std::env::join_paths(all.collect::<Vec<_>>()).expect("a path")
+}
+
+#[test]
+fn xmsnap_takes_a_snapshot_of_what_a_domain_may_write() {
+    let host = Host::new();
+    let daemon = host.daemon(&[]);
+    let raw = host.image("root", 4 << 20);
+    let image = host.path("data disk.vhd");
+    vhd::dynamic(&image, 4 << 20);
+    let (first, _) = host.serve(&daemon, &format!("aio:{}", raw.display()));
+    let (second, _) = host.serve(&daemon, &format!("vhd:{}", image.display()));
+    let path = play_xen(&host, [first, second]);
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tools/xen/xmsnap");
+    let xmsnap = |domain: &str, tag: &str| {
+        let mut command = host.command(script.to_str().unwrap());
+        let output = command.args([domain, tag]).env("PATH", &path).output().unwrap();
+        let [said, error] =
+            [output.stdout, output.stderr].map(|text| String::from_utf8(text).unwrap());
+        (output.status.code().unwrap(), said, error)
+    };
+    let served = || {
+        let disks = daemon.client.list().unwrap().into_iter();
+        disks.map(|disk| disk.path.into_string().unwrap()).collect::<Vec<_>>()
+    };
+    let (status, said, error) = xmsnap("guest", "monday");
+    assert_eq!((status, error.as_str()), (0, ""));
+    let leaves = ["root.monday.vhd", "data disk.monday.vhd"]
+        .map(|name| format!("vhd:{}", host.path(name).display()));
+    assert_eq!(served(), leaves);
+    assert!(leaves.iter().all(|leaf| said.contains(leaf.as_str())), "{said}");
+    // The names are taken now: nothing changes.
+    let (status, _, error) = xmsnap("guest", "monday.vhd/..");
+    assert!(status == 1 && error.contains("the tag is"), "{error}");
+    assert_eq!(xmsnap("nobody", "monday").0, 1);
+    std::fs::write(host.path("data disk.monday.tuesday.vhd"), "taken").unwrap();
+    assert_eq!(xmsnap("guest", "tuesday").0, 1);
+    assert_eq!(served(), leaves);
+    // A disk that tapdisk does not serve could not be of the same moment.
+    std::fs::write(host.path("store/back/51712/physical-device-path"), "/dev/loop0").unwrap();
+    let (status, _, error) = xmsnap("guest", "wednesday");
+    assert!(status == 1 && error.contains("no disk of tapdisk"), "{error}");
+    assert_eq!(served(), leaves);
+}
+
 #[test]
 fn a_raw_parent_that_is_shorter_reads_as_zeros_behind_its_end() {
     let host = Host::new();

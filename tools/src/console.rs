@@ -52,6 +52,12 @@ impl Console {
         }
     }
 
+    /// The same, but for standard output.
+    #[must_use]
+    pub fn without_output(self) -> Self {
+        Self { out: Box::new(io::sink()), is_terminal: Some(false), ..self }
+    }
+
     /// Others: a test's.
     #[must_use]
     pub fn new(out: Box<dyn Write>, error: Box<dyn Write>) -> Self {

@@ -138,12 +138,13 @@ fn every_dependency_is_explained_and_every_explained_one_is_there() {
 }
 
 #[test]
-fn the_hotplug_script_is_plain_shell() {
+fn the_scripts_for_xen_are_plain_shell() {
     if !tapdisk_tests::has_program("shellcheck") {
         return;
     }
-    let script = Tree::load().root.join("tools/xen/block-tap");
-    let output = std::process::Command::new("shellcheck").arg(script).output().unwrap();
+    let folder = Tree::load().root.join("tools/xen");
+    let scripts = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let output = std::process::Command::new("shellcheck").args(scripts).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
 }
 

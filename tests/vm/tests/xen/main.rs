@@ -22,11 +22,12 @@ const STORAGE_BYTES: u64 = 2 << 30;
 fn boot() -> Result<Machine> {
     let top = Path::new(env!("CARGO_MANIFEST_DIR"));
     let driver = build_module(&top.join("../kernel"), "blktap")?;
-    let script = top.join("../../tools/xen/block-tap");
+    let scripts = top.join("../../tools/xen");
     let machine = Machine::xen()
         .with_storage(STORAGE_BYTES)
         .with_foreign_module(driver)
-        .with_file(script, "/etc/xen/scripts/block-tap")
+        .with_file(scripts.join("block-tap"), "/etc/xen/scripts/block-tap")
+        .with_file(scripts.join("xmsnap"), "/usr/bin/xmsnap")
         .with_programs(&["strace", "e2fsck"])
         .boot()?;
     machine.run(["insmod", "/lib/modules/blktap.ko"])?.expect_success();

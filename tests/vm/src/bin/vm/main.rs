@@ -47,8 +47,9 @@ fn shell(plan: &Plan) -> Result<()> {
 /// With the blktap2 driver, where it can be built, and our hotplug script.
 fn with_driver(plan: Plan) -> Plan {
     let top = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let script = top.join("../../tools/xen/block-tap");
-    let plan = plan.with_file(script, "/etc/xen/scripts/block-tap");
+    let scripts = top.join("../../tools/xen");
+    let plan = plan.with_file(scripts.join("block-tap"), "/etc/xen/scripts/block-tap");
+    let plan = plan.with_file(scripts.join("xmsnap"), "/usr/bin/xmsnap");
     match build_module(&top.join("../kernel"), "blktap") {
         Ok(driver) => plan.with_foreign_module(driver),
         Err(error) => {
