@@ -344,7 +344,8 @@ impl Engine {
             Ok(()) => self.durable = self.durable.max(began),
             Err(errno) => self.lose(errno),
         }
-        self.lost.map_or(Ok(()), Err)
+        let lost = self.lost.filter(|_| self.keeps(Rule::LossBeforeFlush));
+        result.and(lost.map_or(Ok(()), Err))
     }
 
     /// An fdatasync has failed.

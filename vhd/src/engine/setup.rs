@@ -139,7 +139,7 @@ pub struct BatmapSetup {
     pub map_sectors: u64,
 }
 
-/// The rules of docs/durability.md that the engine keeps.
+/// The rules of docs/durability.md: the engine keeps them, with whoever opens and flushes for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rule {
     /// R1: data is durable before bits.
@@ -152,10 +152,16 @@ pub enum Rule {
     EndedBeforeReuse,
     /// R5: the batmap is empty before a block is freed.
     BatmapBeforeFree,
+    /// R6: a good copy of the footer is durable before the file grows (kept at open).
+    CopyBeforeGrowth,
     /// R7: a write is answered when what points at it was written.
     EntryBeforeAnswer,
     /// R8: what FUA covers is durable before the answer.
     DurableBeforeFua,
+    /// R8: an fdatasync comes before the answer to a FLUSH (kept by who has the requests).
+    DurableBeforeFlush,
+    /// R8: a FLUSH fails when an earlier fdatasync did.
+    LossBeforeFlush,
 }
 
 /// Why a setup is refused: something that the checks at open should have found.

@@ -2,11 +2,10 @@
 //! every event; every subset of what was not durable then.
 
 use vhd::engine::{FileStep, Rule};
+use vhd::testing::{Oracle, Store};
 
 use crate::image::{Shape, effect_of};
-use crate::oracle::Oracle;
 use crate::rig::{Ask, Outcome, Rig, check};
-use crate::store::Store;
 
 /// More sectors that may or may not be lost at once than this would take too long: none of the
 /// sequences has so many.

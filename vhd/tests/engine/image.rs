@@ -5,9 +5,7 @@ use vhd::engine::{
     BatmapSetup, Engine, FileStep, Found, Growth, LayerFormat, LayerSetup, Rule, Setup, WriteSetup,
     closing, opening,
 };
-
-use crate::oracle::{Value, bytes_of, value, value_of};
-use crate::store::{Effect, SECTOR};
+use vhd::testing::{Effect, SECTOR, Value, bytes_of, value, value_of};
 
 const TABLE_SECTOR: usize = 3;
 const BATMAP_HEADER: usize = 4;
@@ -28,6 +26,8 @@ pub(crate) struct Shape {
     pub(crate) device: Option<u64>,
     pub(crate) without: Option<Rule>,
     pub(crate) drop_zeros: bool,
+    /// Somebody has damaged the copy of the footer at 0.
+    pub(crate) bad_copy: bool,
 }
 
 /// The stand-in for a footer: recognised by its bytes.
@@ -57,6 +57,7 @@ impl Shape {
         device: None,
         without: None,
         drop_zeros: true,
+        bad_copy: false,
     };
 
     pub(crate) fn sectors(&self) -> u64 {
@@ -65,7 +66,7 @@ impl Shape {
 
     /// An empty leaf.
     pub(crate) fn leaf(&self) -> Vec<u8> {
-        let mut bytes = footer().to_vec();
+        let mut bytes = if self.bad_copy { vec![0xbc; SECTOR] } else { footer().to_vec() };
         bytes.resize(TABLE_SECTOR * SECTOR, 0x11);
         bytes.resize((TABLE_SECTOR + 1) * SECTOR, 0xff);
         bytes.extend(batmap_header(&[0; SECTOR]));
@@ -170,14 +171,18 @@ impl Shape {
         if copy != &footer() && last != &footer() {
             return Err("neither the footer nor its copy is there".to_owned());
         }
-        Ok(opening(&Found {
+        let mut steps = opening(&Found {
             footer: &footer(),
             copy,
             last,
             length: file.len() as u64,
             is_device: self.device.is_some(),
             end_sector: self.end_sector(file),
-        }))
+        });
+        if self.without == Some(Rule::CopyBeforeGrowth) {
+            steps.retain(|step| !matches!(step, FileStep::Write { offset: 0, .. }));
+        }
+        Ok(steps)
     }
 
     /// The engine of an image whose opening was done, or that is only read.

@@ -5,7 +5,5 @@
 
 mod exhaustive;
 mod image;
-mod oracle;
 mod random;
 mod rig;
-mod store;

@@ -3,43 +3,10 @@
 //! happen again. A seed reproduces its run.
 
 use vhd::engine::{FileStep, Rule};
+use vhd::testing::{Oracle, Random, Store};
 
 use crate::image::{Shape, effect_of};
-use crate::oracle::Oracle;
 use crate::rig::{Ask, Outcome, Rig, check};
-use crate::store::Store;
-
-/// Numbers that a seed decides (splitmix64).
-pub(crate) struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut value = self.0;
-        value = (value ^ (value >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        value = (value ^ (value >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        value ^ (value >> 31)
-    }
-
-    fn below(&mut self, end: u64) -> u64 {
-        self.next() % end
-    }
-
-    fn one_in(&mut self, count: u64) -> bool {
-        self.below(count) == 0
-    }
-
-    /// A decision for each of many things: all, none, or each for itself.
-    fn keep(&mut self) -> impl FnMut(usize) -> bool + use<> {
-        let (kind, mut own) = (self.below(4), Random(self.next()));
-        move |_| match kind {
-            0 => false,
-            1 => true,
-            2 => own.one_in(4),
-            _ => own.one_in(2),
-        }
-    }
-}
 
 #[derive(Clone, Copy, Debug, Default)]
 struct Counts {
@@ -60,6 +27,7 @@ fn shape_of(random: &mut Random, without: Option<Rule>) -> Shape {
         device: random.one_in(4).then(|| blocks + random.below(3) - 1),
         without,
         drop_zeros: random.one_in(2),
+        bad_copy: false,
     }
 }
 
@@ -210,7 +178,7 @@ impl Run {
 /// Lives of the disk of a seed, until one breaks a promise.
 fn run(seed: u64, lives: u64, without: Option<Rule>) -> Result<Counts, String> {
     let mut random = Random(seed);
-    let shape = shape_of(&mut random, without);
+    let shape = Shape { bad_copy: seed.is_multiple_of(5), ..shape_of(&mut random, without) };
     let store = Store::new(shape.leaf());
     let oracle = Oracle::new(shape.initial());
     let mut run = Run { random, shape, store, oracle, version: 10, counts: Counts::default() };
@@ -311,7 +279,10 @@ fn without_a_rule_some_seed_is_noticed() {
         Rule::EndedBeforeReuse,
         Rule::BatmapBeforeFree,
         Rule::EntryBeforeAnswer,
+        Rule::CopyBeforeGrowth,
         Rule::DurableBeforeFua,
+        Rule::DurableBeforeFlush,
+        Rule::LossBeforeFlush,
     ] {
         let found = (0..20_000).find(|seed| run(*seed, 10, Some(rule)).is_err());
         println!("without {rule:?}: noticed by seed {found:?}");

@@ -1,11 +1,10 @@
 //! The engine with a disk below it and requests above it: what the daemon does with it, step by
 //! step, in an order that somebody else decides.
 
-use vhd::engine::{Action, Answer, ClaimId, Engine, Errno, Op, StepId};
+use vhd::engine::{Action, Answer, ClaimId, Engine, Errno, Op, Rule, StepId};
+use vhd::testing::{Effect, Oracle, SECTOR, Store, bytes_of, value, value_of};
 
 use crate::image::Shape;
-use crate::oracle::{Oracle, bytes_of, value, value_of};
-use crate::store::{Effect, SECTOR, Store};
 
 /// A request of the test.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -258,7 +257,8 @@ impl Rig {
         let request = self.requests[slot].as_mut().expect("a request");
         request.parts += 1;
         request.then_flush = false;
-        let covers = self.store.flush_begin();
+        let without = self.shape.without == Some(Rule::DurableBeforeFlush);
+        let covers = if without { Vec::new() } else { self.store.flush_begin() };
         let began = self.engine.flush_began();
         let what = What::Flush { slot, began };
         self.running.push(Io { covers, ..Io::new(what) });

@@ -3,20 +3,23 @@
 
 /// A value of a sector: its own number and a version, so that bytes of another place are known for
 /// what they are. Version 0 of every sector is zeros.
-pub(crate) type Value = u64;
+pub type Value = u64;
 
 /// The value of a version of a sector.
-pub(crate) fn value(sector: u64, version: u32) -> Value {
+#[must_use]
+pub fn value(sector: u64, version: u32) -> Value {
     if version == 0 { 0 } else { (sector + 1) << 32 | u64::from(version) }
 }
 
 /// The bytes of a value.
-pub(crate) fn bytes_of(value: Value) -> Vec<u8> {
+#[must_use]
+pub fn bytes_of(value: Value) -> Vec<u8> {
     value.to_be_bytes().repeat(64)
 }
 
 /// The value of bytes; `None` when they are of no single one.
-pub(crate) fn value_of(bytes: &[u8]) -> Option<Value> {
+#[must_use]
+pub fn value_of(bytes: &[u8]) -> Option<Value> {
     let first = Value::from_be_bytes(*bytes.first_chunk()?);
     let (eights, _) = bytes.as_chunks::<8>();
     eights.iter().all(|eight| Value::from_be_bytes(*eight) == first).then_some(first)
@@ -39,14 +42,15 @@ struct Version {
 
 /// The model.
 #[derive(Clone, Debug)]
-pub(crate) struct Oracle {
+pub struct Oracle {
     sectors: Vec<Vec<Version>>,
     now: u64,
 }
 
 impl Oracle {
     /// A disk with these values, all durable.
-    pub(crate) fn new(values: Vec<Value>) -> Self {
+    #[must_use]
+    pub fn new(values: Vec<Value>) -> Self {
         let first = |value| {
             vec![Version {
                 value,
@@ -62,13 +66,13 @@ impl Oracle {
     }
 
     /// Time passes with everything that happens.
-    pub(crate) fn tick(&mut self) -> u64 {
+    pub fn tick(&mut self) -> u64 {
         self.now += 1;
         self.now
     }
 
     /// A request that gives a sector a value begins.
-    pub(crate) fn issue(&mut self, request: u64, sector: u64, value: Value, weak: bool) {
+    pub fn issue(&mut self, request: u64, sector: u64, value: Value, weak: bool) {
         let issued = self.tick();
         let version =
             Version { value, request, issued, ended: None, weak, lost: false, gone: false };
@@ -76,7 +80,7 @@ impl Oracle {
     }
 
     /// It was answered. With `durable` what was there before it is gone for good.
-    pub(crate) fn answer(&mut self, request: u64, sector: u64, is_done: bool, durable: bool) {
+    pub fn answer(&mut self, request: u64, sector: u64, is_done: bool, durable: bool) {
         let now = self.tick();
         let versions = &mut self.sectors[sector as usize];
         for version in versions.iter_mut().filter(|version| version.request == request) {
@@ -88,7 +92,7 @@ impl Oracle {
     }
 
     /// A flush that was issued at `issued` is done. The oldest reader began at `reader`.
-    pub(crate) fn flushed(&mut self, issued: u64, reader: u64) {
+    pub fn flushed(&mut self, issued: u64, reader: u64) {
         for versions in &mut self.sectors {
             prune(versions, issued, None);
             let all = versions.clone();
@@ -98,19 +102,21 @@ impl Oracle {
     }
 
     /// A flush has failed: what was done before may be lost, and nobody can rely on it.
-    pub(crate) fn lost(&mut self) {
+    pub fn lost(&mut self) {
         for version in self.sectors.iter_mut().flatten() {
             version.lost |= version.ended.is_some();
         }
     }
 
     /// Whether a sector may have this value after a power cut.
-    pub(crate) fn survives_cut(&self, sector: u64, value: Value) -> bool {
+    #[must_use]
+    pub fn survives_cut(&self, sector: u64, value: Value) -> bool {
         self.sectors[sector as usize].iter().any(|version| version.value == value && !version.gone)
     }
 
     /// Whether a reader that began at `began` may see it, or somebody after a kill.
-    pub(crate) fn is_current(&self, sector: u64, value: Value, began: u64) -> bool {
+    #[must_use]
+    pub fn is_current(&self, sector: u64, value: Value, began: u64) -> bool {
         let versions = &self.sectors[sector as usize];
         versions.iter().any(|version| {
             version.value == value && !versions.iter().any(|other| replaces(other, version, began))
@@ -118,7 +124,7 @@ impl Oracle {
     }
 
     /// What a power cut left is durable now.
-    pub(crate) fn restart(&mut self, values: &[Value]) {
+    pub fn restart(&mut self, values: &[Value]) {
         let now = self.tick();
         for (versions, value) in self.sectors.iter_mut().zip(values) {
             let ended = Some((now, true));
@@ -135,7 +141,8 @@ impl Oracle {
     }
 
     /// For a message.
-    pub(crate) fn describe(&self, sector: u64) -> String {
+    #[must_use]
+    pub fn describe(&self, sector: u64) -> String {
         format!("{:x?}", self.sectors[sector as usize])
     }
 }
