@@ -38,18 +38,29 @@ impl Now {
 pub struct Clock {
     /// What it showed then, in nanoseconds.
     start: u64,
+    /// The time, where it is a simulator's.
+    #[cfg(feature = "sim")]
+    pub(crate) simulated: Option<Now>,
 }
 
 impl Clock {
     /// A clock that starts at zero now.
     #[must_use]
     pub fn start() -> Self {
-        Self { start: nanoseconds() }
+        Self {
+            start: nanoseconds(),
+            #[cfg(feature = "sim")]
+            simulated: None,
+        }
     }
 
     /// The time.
     #[must_use]
     pub fn now(&self) -> Now {
+        #[cfg(feature = "sim")]
+        if let Some(now) = self.simulated {
+            return now;
+        }
         Now(nanoseconds().saturating_sub(self.start))
     }
 }

@@ -12,6 +12,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use mio::{Poll, Waker};
 
 use super::Disk;
+use super::life::Life;
 use super::thread::{Command, DiskConfig, DiskThread, Envelope, OpenRequest, WAKER, Wiring};
 use crate::error::DiskError;
 use crate::frontend::blktap::BlktapDoor;
@@ -20,6 +21,7 @@ use crate::memory::Memory;
 use crate::queue::{EngineKind, Queue, QueueConfig};
 use crate::server::shared::DiskShared;
 use crate::statistics::{DiskCounters, DiskPages, StatsDirectory};
+use crate::time::Now;
 use crate::vbd::retry::RetryPolicy;
 use crate::vbd::{ARENA_BYTES, QUEUE_CAPACITY, Vbd};
 
@@ -46,11 +48,24 @@ impl Rig {
         engine: EngineKind,
         ring: Option<blktap_ioctl::Ring>,
     ) -> Result<Self, DiskError> {
+        let config = QueueConfig { capacity: QUEUE_CAPACITY, ..QueueConfig::default() };
+        let queue = Queue::new(engine, config)
+            .map_err(|error| DiskError::io(&error, "Cannot make a queue"))?;
+        Self::on(queue, folder, ring)
+    }
+
+    /// The same on a queue that is there already: a simulated one.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn on(
+        queue: Queue,
+        folder: &Path,
+        ring: Option<blktap_ioctl::Ring>,
+    ) -> Result<Self, DiskError> {
         let io = |error: std::io::Error| DiskError::io(&error, "Cannot make a disk");
         let poll = Poll::new().map_err(io)?;
         let waker = Waker::new(poll.registry(), WAKER).map_err(io)?;
-        let config = QueueConfig { capacity: QUEUE_CAPACITY, ..QueueConfig::default() };
-        let queue = Queue::new(engine, config).map_err(io)?;
         let mut memory = Memory::new(ARENA_BYTES).map_err(io)?;
         let ring = ring.map(|ring| BlktapDoor::new(ring, &mut memory)).transpose().map_err(io)?;
         let counters = DiskCounters::new();
@@ -59,7 +74,8 @@ impl Rig {
         let kinds = super::door_pages(ring.is_some());
         let pages = DiskPages::create(&statistics, 0, kinds, |error| failed = Err(error));
         failed.map_err(io)?;
-        let shared = DiskShared::new(0, engine.to_string(), ring.is_some(), counters.reader());
+        let shared =
+            DiskShared::new(0, queue.kind().to_string(), ring.is_some(), counters.reader());
         let (commands, receiver) = channel();
         let (answer, answers) = channel();
         let wiring = Wiring {
@@ -101,14 +117,45 @@ impl Rig {
 
     fn command(&mut self, command: Command) -> Result<(), DiskError> {
         let io = |error: std::io::Error| DiskError::io(&error, "Cannot wake the loop");
-        self.commands.send(Envelope { ticket: 1, command }).expect("the loop is this rig's");
+        self.send(command);
         self.waker.wake().map_err(io)?;
         loop {
             self.turn();
-            if let Ok(result) = self.answers.try_recv() {
+            if let Some(result) = self.answer() {
                 return result;
             }
         }
+    }
+
+    /// Sends a command that the next turn obeys.
+    pub fn send(&mut self, command: Command) {
+        self.commands.send(Envelope { ticket: 1, command }).expect("the loop is this rig's");
+    }
+
+    /// The answer to a command, when there is one.
+    pub fn answer(&mut self) -> Option<Result<(), DiskError>> {
+        self.answers.try_recv().ok()
+    }
+
+    /// One turn at a time that is the caller's. It does not sleep.
+    pub fn turn_at(&mut self, now: Now) {
+        self.thread.turn_at(now);
+    }
+
+    /// When a turn is due although nothing happens.
+    pub fn deadline(&mut self) -> Option<Now> {
+        self.thread.deadline()
+    }
+
+    /// The queue, to let simulated I/O end.
+    pub fn queue(&mut self) -> &mut Queue {
+        self.thread.disk.vbd.queue()
+    }
+
+    /// Its state in its life.
+    #[must_use]
+    pub fn life(&self) -> Life {
+        self.thread.life
     }
 
     /// One turn; it sleeps when nothing is there to do, as that of the daemon.

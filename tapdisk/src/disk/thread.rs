@@ -215,6 +215,19 @@ impl DiskThread {
     /// measurements that are to see what the daemon does. False when it is detached.
     pub fn turn(&mut self) -> bool {
         self.wait();
+        self.go_on()
+    }
+
+    /// The same at a time that is the caller's, who has waited for it.
+    #[cfg(feature = "sim")]
+    pub(super) fn turn_at(&mut self, now: Now) -> bool {
+        self.clock.simulated = Some(now);
+        let polled = self.poll.poll(&mut self.events, Some(Duration::ZERO));
+        assert!(polled.is_ok(), "cannot look at the events: {polled:?}");
+        self.go_on()
+    }
+
+    fn go_on(&mut self) -> bool {
         self.collect();
         self.obey();
         let clock = self.clock;
@@ -265,11 +278,16 @@ impl DiskThread {
     }
 
     fn timeout(&mut self, now: Now) -> Option<Duration> {
+        self.deadline().map(|next| next.since(now))
+    }
+
+    /// When there is something to do although nothing happens.
+    pub(super) fn deadline(&mut self) -> Option<Now> {
         let removal = self.removal.map(|(_, next)| next);
         let again = self.again.as_ref().map(Again::next);
         let vbd = self.disk.vbd.deadline();
         let doors = self.disk.doors().filter_map(|(_, door)| door.deadline()).min();
-        [removal, again, vbd, doors].into_iter().flatten().min().map(|next| next.since(now))
+        [removal, again, vbd, doors].into_iter().flatten().min()
     }
 
     fn collect(&mut self) {

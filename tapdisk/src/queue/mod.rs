@@ -313,7 +313,7 @@ impl Queue {
     }
 
     /// Adds a file; `None` when there are [`FILES_MAX`] already. A simulated queue works on a copy
-    /// of its present contents.
+    /// of its present contents, and puts that back when the file is removed.
     pub fn add_file(&mut self, file: Arc<File>) -> Option<FileId> {
         let id = self.files.add(file)?;
         if let Engine::Sim(sim) = &mut self.engine {
@@ -335,10 +335,10 @@ impl Queue {
     pub fn remove_file(&mut self, id: FileId) {
         let count = self.table.count_of(id);
         assert!(count == 0, "{count} I/Os on a file that is removed");
-        self.files.remove(id);
         if let Engine::Sim(sim) = &mut self.engine {
-            sim.unload(id);
+            sim.unload(id, self.files.get(id));
         }
+        self.files.remove(id);
     }
 
     /// Whether one more I/O can be pushed.

@@ -5,14 +5,16 @@
 //! it end. Each I/O that the engine accepts has a number, from zero on, in the order of acceptance;
 //! faults are laid on numbers. A merged I/O has one number, and so has each continuation.
 //!
-//! What it models of durability: a write is in the file as soon as it has ended, and survives a
-//! power cut for certain only when it was durable or a flush ended after it. Sectors of 512 bytes
-//! are atomic; everything else about an unflushed write may be torn.
+//! A file is a [`Store`] of the `vhd` crate, which says what is durable: what a durable write
+//! wrote, and what had ended when a flush *began* that ended without an error.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::os::unix::fs::FileExt;
+use std::fs::{File, OpenOptions};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileExt, MetadataExt};
 
 use nix::errno::Errno;
+use vhd::testing::{Effect, Random, Store};
 
 use crate::request::{Extent, ExtentKind};
 
@@ -21,9 +23,6 @@ use super::files::FILES_MAX;
 use super::sys::iovecs::Piece;
 use super::table::Key;
 use super::{FileId, QueueConfig};
-
-/// What a power cut does not divide, in bytes.
-const SECTOR: usize = 512;
 
 /// The unit in which zeros are told as a hole, in bytes: what file systems do.
 const HOLE_UNIT: usize = 4096;
@@ -37,10 +36,30 @@ pub enum Fault {
     Short(u64),
     /// It fails after so many bytes were moved.
     Torn(u64, Errno),
+    /// It fails; of the sectors that it writes those are written whose bit is set, the first by
+    /// the lowest of each 64.
+    Partly(u64, Errno),
+    /// It ends with success, and nothing was done: storage that lies.
+    Idle,
     /// It does not end until [`Sim::release`].
     Stuck,
     /// The kernel refuses it, once: EAGAIN for lack of resources, anything else because of itself.
     Refused(Errno),
+}
+
+/// An I/O that the engine has, for who decides how it ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UnderWay {
+    /// Its own.
+    pub number: u64,
+    /// In bytes.
+    pub len: u64,
+    /// It reads.
+    pub is_read: bool,
+    /// It is an fdatasync.
+    pub is_sync: bool,
+    /// It reads or writes, and may come back short.
+    pub has_data: bool,
 }
 
 struct Op {
@@ -51,6 +70,10 @@ struct Op {
     offset: usize,
     len: usize,
     pieces: Vec<Piece>,
+    /// The write that it is.
+    write: Option<u64>,
+    /// What a sync covers.
+    covers: Vec<u64>,
 }
 
 impl Op {
@@ -63,12 +86,14 @@ impl Op {
             offset: usize::try_from(request.offset).expect("64 bits"),
             len: usize::try_from(request.len).expect("64 bits"),
             pieces: request.pieces.to_vec(),
+            write: None,
+            covers: Vec::new(),
         }
     }
 
-    /// The first `len` bytes of its memory.
-    fn gather(&self, len: usize) -> Vec<u8> {
-        let mut bytes = vec![0; len];
+    /// What is in its memory.
+    fn gather(&self) -> Vec<u8> {
+        let mut bytes = vec![0; self.len];
         let mut rest = &mut bytes[..];
         for piece in &self.pieces {
             let (part, after) = rest.split_at_mut(piece.len().min(rest.len()));
@@ -88,47 +113,49 @@ impl Op {
     }
 }
 
-struct Change {
-    offset: usize,
-    bytes: Vec<u8>,
-    durable: bool,
-}
-
-impl Change {
-    fn apply(&self, contents: &mut Vec<u8>) {
-        let end = self.offset + self.bytes.len();
-        if contents.len() < end {
-            contents.resize(end, 0);
-        }
-        contents[self.offset..end].copy_from_slice(&self.bytes);
-    }
-}
-
-#[derive(Default)]
 struct SimFile {
-    contents: Vec<u8>,
-    /// As of the last flush.
-    flushed: Vec<u8>,
-    /// What has ended since, in order.
-    changes: Vec<Change>,
+    store: Store,
+    /// It was written since it was loaded.
+    is_changed: bool,
 }
 
 impl SimFile {
-    fn change(&mut self, change: Change) {
-        change.apply(&mut self.contents);
-        self.changes.push(change);
+    /// An I/O begins.
+    fn begin(&mut self, op: &mut Op) {
+        let effect = match op.verb {
+            Verb::Write | Verb::WriteDurable => op.gather(),
+            Verb::Zero | Verb::Fill => vec![0; op.len],
+            // A hole changes nothing behind the end.
+            Verb::Punch => vec![0; op.len.min(self.store.bytes().len().saturating_sub(op.offset))],
+            Verb::Sync => return op.covers = self.store.flush_begin(),
+            Verb::Read | Verb::Extent => return,
+        };
+        self.is_changed = true;
+        op.write = Some(self.store.begin(Effect::Bytes(op.offset, effect)));
     }
 
-    fn flush(&mut self) {
-        for change in self.changes.drain(..) {
-            change.apply(&mut self.flushed);
+    /// A write has ended.
+    fn end(&mut self, id: u64, verb: Verb, most: usize, fault: Option<Fault>) {
+        match fault {
+            Some(Fault::Error(_) | Fault::Idle) => return self.store.end(id, |_| false, false),
+            Some(Fault::Partly(bits, _)) => {
+                return self.store.end(id, |at| bits >> (at % 64) & 1 == 1, false);
+            }
+            Some(Fault::Short(_) | Fault::Torn(..)) if verb.has_data() => {
+                self.store.shorten(id, most);
+            }
+            _ => {}
+        }
+        self.store.end(id, |_| true, true);
+        if verb == Verb::WriteDurable && !matches!(fault, Some(Fault::Torn(..))) {
+            self.store.durable_end(id);
         }
     }
 }
 
 /// The engine; see [`super::Queue::sim`].
 pub struct Sim {
-    random: u64,
+    random: Random,
     files: Vec<Option<SimFile>>,
     staged: VecDeque<Op>,
     running: Vec<Op>,
@@ -136,12 +163,14 @@ pub struct Sim {
     faults: BTreeMap<u64, Fault>,
     accepted: u64,
     accept_at_most: usize,
+    /// What an earlier life left of a file, by its number in the file system.
+    left: BTreeMap<u64, Store>,
 }
 
 impl Sim {
     pub(super) fn new(seed: u64, config: &QueueConfig) -> Self {
         Self {
-            random: seed,
+            random: Random(seed),
             files: (0..FILES_MAX).map(|_| None).collect(),
             staged: VecDeque::new(),
             running: Vec::with_capacity(config.capacity),
@@ -149,6 +178,7 @@ impl Sim {
             faults: BTreeMap::new(),
             accepted: 0,
             accept_at_most: usize::MAX,
+            left: BTreeMap::new(),
         }
     }
 
@@ -174,22 +204,37 @@ impl Sim {
 
     /// Lets one of the running I/Os end, chosen by the seed; false when none can.
     pub fn step(&mut self) -> bool {
-        let stuck = |op: &Op| self.faults.get(&op.number) == Some(&Fault::Stuck);
-        let able = self.running.iter().filter(|op| !stuck(op)).count() as u64;
-        if able == 0 {
+        let is_stuck = |op: &&Op| self.faults.get(&op.number) == Some(&Fault::Stuck);
+        let able: Vec<u64> =
+            self.running.iter().filter(|op| !is_stuck(op)).map(|op| op.number).collect();
+        if able.is_empty() {
             return false;
         }
-        let mut skip = self.next_random() % able;
-        let stuck = |op: &Op| self.faults.get(&op.number) == Some(&Fault::Stuck);
-        let at = self.running.iter().position(|op| {
-            let chosen = !stuck(op) && skip == 0;
-            skip = skip.saturating_sub(u64::from(!stuck(op)));
-            chosen
-        });
-        let op = self.running.swap_remove(at.expect("one of those that were counted"));
+        let chosen = usize_of(self.random.below(able.len() as u64));
+        self.end(able[chosen]);
+        true
+    }
+
+    /// Lets one of the running I/Os end.
+    ///
+    /// # Panics
+    /// When none has this number.
+    pub fn end(&mut self, number: u64) {
+        let at = self.running.iter().position(|op| op.number == number);
+        let op = self.running.swap_remove(at.expect("an I/O that runs"));
         let result = self.perform(&op);
         self.results.push(Raw { key: op.key, result });
-        true
+    }
+
+    /// What runs.
+    pub fn under_way(&self) -> impl Iterator<Item = UnderWay> + '_ {
+        self.running.iter().map(|op| UnderWay {
+            number: op.number,
+            len: op.len as u64,
+            is_read: op.verb == Verb::Read,
+            is_sync: op.verb == Verb::Sync,
+            has_data: op.verb.has_data(),
+        })
     }
 
     /// Lets everything end that can.
@@ -214,7 +259,7 @@ impl Sim {
     /// When there is no such file.
     #[must_use]
     pub fn contents(&self, file: FileId) -> &[u8] {
-        &self.file(file).contents
+        self.file(file).store.bytes()
     }
 
     /// What is certain to be there after a power cut, with the old contents elsewhere.
@@ -223,12 +268,7 @@ impl Sim {
     /// When there is no such file.
     #[must_use]
     pub fn durable(&self, file: FileId) -> Vec<u8> {
-        let file = self.file(file);
-        let mut contents = file.flushed.clone();
-        for change in file.changes.iter().filter(|change| change.durable) {
-            change.apply(&mut contents);
-        }
-        contents
+        self.file(file).store.cut(|_| false)
     }
 
     /// One of the states in which a power cut at this moment may leave the file: what is durable is
@@ -237,42 +277,48 @@ impl Sim {
     /// # Panics
     /// When there is no such file.
     pub fn power_cut(&mut self, file: FileId) -> Vec<u8> {
-        let mut random = self.next_random();
-        let sim_file = self.file(file);
-        let mut contents = sim_file.flushed.clone();
-        let running = self.running.iter().filter(|op| op.file == file);
-        let running: Vec<_> = running.filter_map(change_of).collect();
-        for change in sim_file.changes.iter().chain(&running) {
-            let certain =
-                change.durable && !running.iter().any(|other| std::ptr::eq(other, change));
-            match if certain { 0 } else { scramble(&mut random) % 3 } {
-                0 => change.apply(&mut contents),
-                1 => {}
-                _ => tear(change, &mut contents, &mut random),
-            }
-        }
-        contents
+        let keep = self.random.keep();
+        self.file(file).store.cut(keep)
+    }
+
+    /// What the end of the process leaves of the file: of what still runs all sectors, none or
+    /// some; nothing more is durable than was.
+    ///
+    /// # Panics
+    /// When there is no such file.
+    pub fn kill(&mut self, file: FileId) -> Store {
+        let keep = self.random.keep();
+        self.file(file).store.kill(keep)
+    }
+
+    /// The next life of a file that [`Sim::kill`] left: that with this number in its file system,
+    /// when it is added with the same contents.
+    pub fn leave(&mut self, inode: u64, store: Store) {
+        self.left.insert(inode, store);
     }
 
     fn file(&self, file: FileId) -> &SimFile {
         self.files[usize::from(file.0)].as_ref().expect("a file that was added")
     }
 
-    fn next_random(&mut self) -> u64 {
-        scramble(&mut self.random)
+    pub(super) fn load(&mut self, id: FileId, file: &File) {
+        let metadata = file.metadata().expect("an open file has a size");
+        let mut contents = vec![0; usize::try_from(metadata.len()).expect("64 bits")];
+        let cached = open_cached(file, false);
+        cached.read_exact_at(&mut contents, 0).expect("the file of a simulation can be read");
+        let left = self.left.remove(&metadata.ino()).filter(|store| store.bytes() == contents);
+        let store = left.unwrap_or_else(|| Store::new(contents));
+        self.files[usize::from(id.0)] = Some(SimFile { store, is_changed: false });
     }
 
-    pub(super) fn load(&mut self, id: FileId, file: &std::fs::File) {
-        let len = file.metadata().expect("an open file has a size").len();
-        let mut contents = vec![0; usize::try_from(len).expect("64 bits")];
-        file.read_exact_at(&mut contents, 0).expect("the file of a simulation can be read");
-        let flushed = contents.clone();
-        let loaded = SimFile { contents, flushed, changes: Vec::new() };
-        self.files[usize::from(id.0)] = Some(loaded);
-    }
-
-    pub(super) fn unload(&mut self, id: FileId) {
-        self.files[usize::from(id.0)] = None;
+    /// Puts the contents back where they came from.
+    pub(super) fn unload(&mut self, id: FileId, file: &File) {
+        let loaded = self.files[usize::from(id.0)].take().expect("a file that was added");
+        if loaded.is_changed {
+            let bytes = loaded.store.bytes();
+            let written = open_cached(file, true).write_all_at(bytes, 0);
+            written.expect("the file of a simulation can be written");
+        }
     }
 
     pub(super) fn stage(&mut self, request: &Request<'_>) {
@@ -293,6 +339,7 @@ impl Sim {
             let mut op = self.staged.pop_front().expect("checked above");
             op.number = self.accepted;
             self.accepted += 1;
+            self.begin(&mut op);
             self.running.push(op);
             count += 1;
         }
@@ -322,52 +369,53 @@ impl Sim {
         match self.faults.get(&self.accepted) {
             Some(Fault::Stuck | Fault::Refused(_)) => None,
             _ => {
-                let op = Op::new(request, self.accepted);
+                let mut op = Op::new(request, self.accepted);
                 self.accepted += 1;
+                self.begin(&mut op);
                 Some(self.perform(&op))
             }
         }
     }
 
-    fn perform(&mut self, op: &Op) -> i64 {
-        let len = op.len as u64;
-        let (most, errno) = match self.faults.remove(&op.number) {
-            None | Some(Fault::Stuck | Fault::Refused(_)) => (len, None),
-            Some(Fault::Error(errno)) => (0, Some(errno)),
-            Some(Fault::Short(bytes)) => (bytes.min(len), None),
-            Some(Fault::Torn(bytes, errno)) => (bytes.min(len), Some(errno)),
-        };
-        let most = usize::try_from(most).expect("at most the length");
+    fn begin(&mut self, op: &mut Op) {
         let file = self.files[usize::from(op.file.0)].as_mut().expect("a file that was added");
+        file.begin(op);
+    }
+
+    fn perform(&mut self, op: &Op) -> i64 {
+        let fault = self.faults.remove(&op.number);
+        let (most, errno) = match fault {
+            None | Some(Fault::Stuck | Fault::Refused(_) | Fault::Idle) => (op.len, None),
+            Some(Fault::Error(errno) | Fault::Partly(_, errno)) => (0, Some(errno)),
+            Some(Fault::Short(bytes)) => (usize_of(bytes).min(op.len), None),
+            Some(Fault::Torn(bytes, errno)) => (usize_of(bytes).min(op.len), Some(errno)),
+        };
+        let file = self.files[usize::from(op.file.0)].as_mut().expect("a file that was added");
+        if let Some(id) = op.write {
+            file.end(id, op.verb, most, fault);
+        }
         let done = match op.verb {
             Verb::Read => {
-                let start = op.offset.min(file.contents.len());
-                let end = (op.offset + most).min(file.contents.len());
-                op.scatter(&file.contents[start..end.max(start)]);
+                let contents = file.store.bytes();
+                let start = op.offset.min(contents.len());
+                let end = (op.offset + most).min(contents.len());
+                op.scatter(&contents[start..end.max(start)]);
                 end.saturating_sub(start)
             }
-            Verb::Write | Verb::WriteDurable => {
-                if most > 0 {
-                    let durable = op.verb == Verb::WriteDurable && errno.is_none();
-                    file.change(Change { offset: op.offset, bytes: op.gather(most), durable });
+            Verb::Write | Verb::WriteDurable => most,
+            Verb::Sync => {
+                let is_begun = !matches!(errno, Some(Errno::EAGAIN | Errno::EBUSY | Errno::EINTR));
+                if errno.is_some() && is_begun {
+                    file.store.flush_failed(&op.covers);
+                } else if is_begun && fault != Some(Fault::Idle) {
+                    file.store.flush_end(&op.covers);
                 }
-                most
-            }
-            Verb::Sync if errno.is_none() => {
-                file.flush();
                 0
             }
-            Verb::Punch | Verb::Zero | Verb::Fill if errno.is_none() => {
-                let mut change = change_of(op).expect("it changes the file");
-                if op.verb == Verb::Punch {
-                    let inside = file.contents.len().saturating_sub(op.offset);
-                    change.bytes.truncate(inside);
-                }
-                file.change(change);
-                0
+            Verb::Extent if errno.is_none() => {
+                return encode_extent(extent(file.store.bytes(), op));
             }
-            Verb::Extent => return encode_extent(extent(&file.contents, op)),
-            Verb::Sync | Verb::Punch | Verb::Zero | Verb::Fill => 0,
+            Verb::Punch | Verb::Zero | Verb::Fill | Verb::Extent => 0,
         };
         errno.map_or_else(|| i64::try_from(done).expect("a length"), encode_error)
     }
@@ -384,28 +432,15 @@ impl std::fmt::Debug for Sim {
     }
 }
 
-/// What an I/O does to its file.
-fn change_of(op: &Op) -> Option<Change> {
-    let bytes = match op.verb {
-        Verb::Write | Verb::WriteDurable => op.gather(op.len),
-        Verb::Punch | Verb::Zero | Verb::Fill => vec![0; op.len],
-        Verb::Read | Verb::Sync | Verb::Extent => return None,
-    };
-    Some(Change { offset: op.offset, bytes, durable: op.verb == Verb::WriteDurable })
+fn usize_of(bytes: u64) -> usize {
+    usize::try_from(bytes).unwrap_or(usize::MAX)
 }
 
-/// Applies some of the sectors of a change.
-fn tear(change: &Change, contents: &mut Vec<u8>, random: &mut u64) {
-    let mut at = 0;
-    while at < change.bytes.len() {
-        let offset = change.offset + at;
-        let end = (at + SECTOR - offset % SECTOR).min(change.bytes.len());
-        if scramble(random) & 1 == 1 {
-            let bytes = change.bytes[at..end].to_vec();
-            Change { offset, bytes, durable: false }.apply(contents);
-        }
-        at = end;
-    }
+/// The same file through the page cache, where memory need not be aligned.
+fn open_cached(file: &File, is_written: bool) -> File {
+    let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+    let opened = OpenOptions::new().read(true).write(is_written).open(path);
+    opened.expect("the file of a simulation can be opened again")
 }
 
 /// What the range starts with: runs of zeros in whole units are holes, and so is what is past the
@@ -424,13 +459,4 @@ fn extent(contents: &[u8], op: &Op) -> Extent {
     }
     let kind = if first { ExtentKind::Hole } else { ExtentKind::Data };
     Extent { len: (until.min(end) - op.offset) as u64, kind }
-}
-
-/// The next number of a sequence that its start decides (splitmix64).
-fn scramble(state: &mut u64) -> u64 {
-    *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    let mut value = *state;
-    value = (value ^ (value >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    value = (value ^ (value >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    value ^ (value >> 31)
 }
