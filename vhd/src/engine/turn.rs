@@ -153,6 +153,10 @@ impl Engine {
     /// Whether a turn runs, or steps are under way that it or others wait for.
     #[must_use]
     pub fn is_idle(&self) -> bool {
+        if self.shut_down {
+            // A turn that was cut short has no end.
+            return true;
+        }
         let is_reading = self.free_loads.len() < self.loads.len();
         let is_writing = self.write.as_ref().is_some_and(|write| {
             write.turn.phase != Phase::Idle || write.cleaning.iter().any(Option::is_some)

@@ -270,6 +270,21 @@ fn a_block_does_not_count_on_zeros_that_a_failed_flush_may_have_lost() {
     rig.check(&rig.store.cut(|_| true), false).unwrap();
 }
 
+/// Found by the simulator of whole disks, seed 3: a close by force in the middle of a turn never
+/// came to its end, and the image stayed locked.
+#[test]
+fn a_shut_down_in_the_middle_of_a_turn_leaves_nothing_under_way() {
+    for ended in 1..4 {
+        let mut rig = rig_of(None);
+        rig.ask(write(0, 1)).unwrap();
+        (0..ended).for_each(|_| rig.end(0, Outcome::Done).unwrap());
+        assert!(!rig.engine.is_idle());
+        rig.engine.shut_down();
+        quiet(&mut rig);
+        assert!(rig.engine.is_idle(), "{ended} I/Os had ended");
+    }
+}
+
 #[test]
 fn without_a_rule_some_seed_is_noticed() {
     for rule in [
