@@ -511,3 +511,34 @@ fn labels(chain: &Chain, request: &OpenRequest) -> Vec<ImageLabel> {
     }
     members.into_iter().map(label).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::image::OpenFlags;
+    use crate::vbd::retry::NoSpace;
+
+    /// NFS tells the loss of an earlier write to the next one, once.
+    #[test]
+    fn only_a_raw_image_in_the_page_cache_is_not_tried_again() {
+        let retry = RetryPolicy::default();
+        assert!(retry.tries > 0 && retry.no_space == NoSpace::Wait);
+        for (image, buffered, is_tried) in [
+            ("aio:/x", false, true),
+            ("aio:/x", true, false),
+            ("vhd:/x", false, true),
+            ("vhd:/x", true, true),
+        ] {
+            let request = OpenRequest {
+                spec: ImageSpec::parse(image.as_ref()).unwrap(),
+                name: image.into(),
+                flags: OpenFlags { buffered, ..OpenFlags::default() },
+                retry,
+            };
+            let policy = retry_of(&request);
+            assert_eq!(policy.timeout, retry.timeout, "{image}, {buffered}");
+            assert_eq!(policy.tries > 0, is_tried, "{image}, {buffered}");
+            assert_eq!(policy.no_space == NoSpace::Wait, is_tried, "{image}, {buffered}");
+        }
+    }
+}
