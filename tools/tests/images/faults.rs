@@ -170,11 +170,11 @@ fn reset(bench: &Bench, command: &str) {
     }
 }
 
-/// Runs a command, of whose calls of one kind the `number`th fails; its exit status, and whether
-/// one did.
+/// Runs a command, of whose calls of one kind the `number`th of each thread fails; its exit status,
+/// and whether one did.
 fn run(bench: &Bench, command: &str, call: &str, errno: &str, number: u32) -> (i32, bool) {
     let mut arguments =
-        vec!["-qq".to_owned(), "-o".into(), bench.path("trace").display().to_string()];
+        vec!["-qq".to_owned(), "-f".into(), "-o".into(), bench.path("trace").display().to_string()];
     let inject = format!("inject={call}:error={errno}:when={number}");
     arguments.extend(["-e".into(), format!("trace={call}"), "-e".into(), inject]);
     arguments.push(env!("CARGO_BIN_EXE_vhd-util").into());

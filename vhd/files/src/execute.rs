@@ -15,6 +15,12 @@ use vhd::read_at::ReadAt;
 use crate::buffer::AlignedBuffer;
 use crate::file::ImageFile;
 use crate::lock::Policy;
+use behind::{Behind, Ended};
+
+mod behind;
+
+/// Smaller pieces are written at once: to hand them over takes as long.
+const BEHIND_BYTES_MIN: usize = 64 << 10;
 
 /// Watches a plan, and may hold it up or end it.
 pub trait Observer {
@@ -100,6 +106,8 @@ pub struct OpenFiles {
     ancestors: Vec<Place>,
     policy: Policy,
     buffer: Option<AlignedBuffer>,
+    /// Writes while the next piece is read, once there was one to write so.
+    behind: Option<Behind>,
 }
 
 impl OpenFiles {
@@ -116,7 +124,7 @@ impl OpenFiles {
     }
 
     fn of(image: Place, policy: Policy) -> Self {
-        Self { image, journal: None, ancestors: Vec::new(), policy, buffer: None }
+        Self { image, journal: None, ancestors: Vec::new(), policy, buffer: None, behind: None }
     }
 
     /// And a journal that is open.
@@ -174,7 +182,8 @@ impl OpenFiles {
         place.file.as_ref().ok_or_else(absent)
     }
 
-    fn perform(&mut self, step: &Step) -> vhd::Result<()> {
+    /// `is_apart`: what a copy writes may be under way when this returns.
+    fn perform(&mut self, step: &Step, is_apart: bool) -> vhd::Result<()> {
         match step {
             Step::Create { file } => self.create(*file)?,
             Step::Write { file, offset, bytes } => {
@@ -186,7 +195,8 @@ impl OpenFiles {
                 zeroed.map_err(|error| vhd::Error::from(error).or_at(*offset))?;
             }
             Step::Copy { from, from_offset, to, to_offset, length } => {
-                self.copy((*from, *from_offset), (*to, *to_offset), *length)?;
+                let (from, to) = ((*from, *from_offset), (*to, *to_offset));
+                self.copy(from, to, *length, is_apart)?;
             }
             Step::SetLength { file, length } => self.writing(*file)?.set_length(*length)?,
             Step::PunchHole { file, offset, length } => {
@@ -223,19 +233,60 @@ impl OpenFiles {
         Ok(())
     }
 
-    fn copy(&mut self, from: (File, u64), to: (File, u64), length: u64) -> vhd::Result<()> {
+    fn copy(
+        &mut self,
+        from: (File, u64),
+        to: (File, u64),
+        length: u64,
+        is_apart: bool,
+    ) -> vhd::Result<()> {
         assert!(length <= PIECE_BYTES_MAX, "a plan copies pieces");
         let length = usize::try_from(length).expect("a piece");
         let size = usize::try_from(PIECE_BYTES_MAX).expect("a piece").next_multiple_of(4096);
-        let mut buffer = self.buffer.take().unwrap_or_else(|| AlignedBuffer::new(size));
+        let spare = self.buffer.take().or_else(|| self.behind.as_mut()?.take_spare());
+        let mut buffer = spare.unwrap_or_else(|| AlignedBuffer::new(size));
         let piece = buffer.get_mut(..length).expect("at most the largest piece");
         let read = self.open(from.0)?.read_at(from.1, piece);
-        let copied = read.map_err(|error| error.or_at(from.1)).and_then(|()| {
-            let written = self.writing(to.0)?.write_all_at(piece, to.1);
-            written.map_err(|error| vhd::Error::from(error).or_at(to.1))
-        });
+        // Also when that failed: of two errors the first one is told.
+        self.end_of_write()?;
+        read.map_err(|error| error.or_at(from.1))?;
+        let failed = |error: io::Error| vhd::Error::from(error).or_at(to.1);
+        if is_apart
+            && length >= BEHIND_BYTES_MIN
+            && let Some(mut behind) = self.take_behind()
+        {
+            let begun = self.writing(to.0).and_then(|open| {
+                behind.begin((to.0, open), to.1, (buffer, length)).map_err(failed)
+            });
+            self.behind = Some(behind);
+            return begun;
+        }
+        let piece = buffer.get(..length).expect("at most the largest piece");
+        let written = self.writing(to.0)?.write_all_at(piece, to.1);
         self.buffer = Some(buffer);
-        copied
+        written.map_err(failed)
+    }
+
+    /// The thread that writes, if the system lets us have one.
+    fn take_behind(&mut self) -> Option<Behind> {
+        self.behind.take().or_else(|| Behind::start().ok())
+    }
+
+    /// What is written behind has ended.
+    fn end_of_write(&mut self) -> vhd::Result<()> {
+        let ended = self.behind.as_mut().and_then(Behind::end);
+        let Some(Ended { offset, written, .. }) = ended else { return Ok(()) };
+        written.map_err(|error| vhd::Error::from(error).or_at(offset))
+    }
+
+    /// The same, at the end of copies: the error has the name of the file.
+    fn settle(&mut self) -> Result<(), Failed> {
+        let ended = self.behind.as_mut().and_then(Behind::end);
+        let Some(Ended { file, offset, written }) = ended else { return Ok(()) };
+        written.map_err(|error| Failed {
+            path: self.path(file).map(Path::to_owned),
+            error: vhd::Error::from(error).or_at(offset),
+        })
     }
 
     /// Everything so far is durable: contents first, then names.
@@ -290,17 +341,32 @@ pub fn execute(
     files: &mut OpenFiles,
     observer: &mut dyn Observer,
 ) -> Result<End, Failed> {
+    let end = run(plan, files, observer);
+    // Nothing is under way any more, whatever the end was.
+    let settled = files.settle();
+    end.and_then(|end| settled.map(|()| end))
+}
+
+fn run(
+    plan: &mut dyn Plan,
+    files: &mut OpenFiles,
+    observer: &mut dyn Observer,
+) -> Result<End, Failed> {
+    let is_apart = plan.copies_are_apart();
     let mut failed_at = None;
     loop {
         let next = plan.next(files);
         let next = next.map_err(|error| Failed { path: failed_at.clone(), error })?;
         let Some(step) = next else { return Ok(End::Done) };
+        if !matches!(step, Step::Copy { .. }) {
+            files.settle()?;
+        }
         if let Step::Reached(milestone) = step
             && !observer.reached(milestone)
         {
             return Ok(End::Stopped(milestone));
         }
-        match files.perform(&step) {
+        match files.perform(&step, is_apart) {
             Ok(()) => observer.moved(moved(&step)),
             Err(error) => {
                 let path = file_of(&step).and_then(|file| files.path(file)).map(Path::to_owned);

@@ -27,6 +27,13 @@ use crate::lock::{self, LockError, Outcome, Policy};
 /// What goes through an aligned buffer at once, in bytes.
 const PIECE: usize = 1 << 20;
 
+/// Where a footer, a header or a bitmap is read to, without taking memory for it.
+const SMALL: usize = 2048;
+const SMALL_ALIGNMENT: usize = 512;
+#[repr(align(512))]
+struct Small([u8; SMALL]);
+const _: () = assert!(align_of::<Small>() == SMALL_ALIGNMENT);
+
 /// An open file or device.
 #[derive(Debug)]
 pub struct ImageFile {
@@ -159,6 +166,25 @@ impl ImageFile {
         &self.file
     }
 
+    /// Another handle to the same open file, with its lock and its errors.
+    ///
+    /// # Errors
+    /// The process has too many.
+    pub(crate) fn again(&self) -> io::Result<Self> {
+        Ok(Self {
+            file: self.file.try_clone()?,
+            path: self.path.clone(),
+            is_device: self.is_device,
+            alignment: self.alignment.clone(),
+            first_length: Cell::new(None),
+        })
+    }
+
+    /// Another handle may make it longer.
+    pub(crate) fn forget_length(&self) {
+        self.first_length.set(None);
+    }
+
     /// Writes all of `bytes`.
     ///
     /// # Errors
@@ -272,7 +298,12 @@ impl ImageFile {
         let mut at = offset.saturating_sub(in_front as u64);
         let mut skip = in_front;
         let wanted = buffer.len().saturating_add(in_front).next_multiple_of(alignment);
-        let mut bounce = AlignedBuffer::new(wanted.min(PIECE));
+        let (mut small, mut large) = (Small([0; SMALL]), None);
+        let bounce = if wanted <= SMALL && alignment <= SMALL_ALIGNMENT {
+            small.0.as_mut_slice()
+        } else {
+            &mut **large.insert(AlignedBuffer::new(wanted.min(PIECE)))
+        };
         while done < buffer.len() {
             let left = buffer.len().saturating_sub(done).saturating_add(skip);
             let size = left.next_multiple_of(alignment).min(bounce.len());
@@ -281,9 +312,8 @@ impl ImageFile {
             let found = piece.get(skip..got).unwrap_or_default();
             let room = buffer.get_mut(done..).unwrap_or_default();
             let count = found.len().min(room.len());
-            for (to, from) in room.iter_mut().zip(found) {
-                *to = *from;
-            }
+            let (now, found) = (room.split_at_mut(count).0, found.split_at(count).0);
+            now.copy_from_slice(found);
             done = done.saturating_add(count);
             if got < size {
                 break;

@@ -126,6 +126,11 @@ impl Plan for Coalesce {
         Ok(true)
     }
 
+    // What is read are bitmaps, and sectors of the child.
+    fn copies_are_apart(&self) -> bool {
+        true
+    }
+
     fn progress(&self) -> Progress {
         let total = self.child.sparse.as_ref().map_or(0, |sparse| sparse.blocks);
         Progress { done: self.next.into(), total: total.into() }

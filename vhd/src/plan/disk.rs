@@ -16,6 +16,9 @@ use crate::units::{BlockIndex, Sector};
 
 const FOOTER_BYTES: u64 = FOOTER_SIZE as u64;
 
+/// So many bytes are taken before the file turns out to be shorter: bitmaps and headers.
+const SMALL: u64 = 4096;
+
 /// An image, opened for an operation: not poisoned, and its parts make sense.
 #[derive(Clone, Debug)]
 pub(super) struct Disk {
@@ -375,6 +378,11 @@ impl Batmap {
 
 /// Bytes of a file, no more than there are.
 pub(super) fn read(file: &dyn ReadAt, offset: u64, size: u64) -> Result<Vec<u8>> {
+    if size <= SMALL {
+        let mut bytes = vec![0; usize::try_from(size).expect("it is small")];
+        file.read_at(offset, &mut bytes)?;
+        return Ok(bytes);
+    }
     let length = file.length()?;
     if offset.checked_add(size).is_none_or(|end| end > length) {
         let found = length.saturating_sub(offset);

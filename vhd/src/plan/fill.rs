@@ -162,6 +162,11 @@ impl Plan for Fill {
         Ok(true)
     }
 
+    // What is read are bitmaps, and sectors of the parents.
+    fn copies_are_apart(&self) -> bool {
+        true
+    }
+
     fn progress(&self) -> Progress {
         Progress { done: self.blocks.start.into(), total: self.blocks.end.into() }
     }

@@ -172,7 +172,15 @@ pub trait Plan {
     /// What was found in the files, or the error that [`Plan::failed`] was given.
     fn advance(&mut self, files: &dyn Files) -> Result<bool>;
 
-    /// The next step; `None` at the end. All steps before it have been performed.
+    /// Whether a copy may be under way while the next steps are made, and the next copy read: the
+    /// plan reads nothing that its copies write, copies nothing of it, and has no answer to a copy
+    /// that fails.
+    fn copies_are_apart(&self) -> bool {
+        false
+    }
+
+    /// The next step; `None` at the end. All steps before it have been performed, but for a copy of
+    /// a plan that says so.
     ///
     /// # Errors
     /// As for [`Plan::advance`].

@@ -138,3 +138,70 @@ proptest! {
         prop_assert_eq!(std::fs::read(&path).unwrap(), model.bytes(IMAGE).unwrap());
     }
 }
+
+/// Copies that are written while the next one is read.
+struct Apart(Steps);
+
+impl Plan for Apart {
+    fn queue(&mut self) -> &mut Steps {
+        &mut self.0
+    }
+
+    fn advance(&mut self, _: &dyn Files) -> vhd::Result<bool> {
+        Ok(false)
+    }
+
+    fn copies_are_apart(&self) -> bool {
+        true
+    }
+}
+
+fn copy_of(piece: u64, length: u64) -> Step {
+    let (from_offset, to_offset) = (piece * length, (piece ^ 1) * length);
+    Step::Copy { from: JOURNAL, from_offset, to: IMAGE, to_offset, length }
+}
+
+#[test]
+fn what_is_written_behind_is_there_before_anything_else_is_done() {
+    let folder = Folder::new("behind");
+    let (image, journal) = (folder.0.join("image"), folder.0.join("journal"));
+    let length = u64::try_from(BEHIND_BYTES_MIN).unwrap() + 512;
+    let size = usize::try_from(length * 10).unwrap();
+    let source: Vec<u8> = (0..size).map(|at| u8::try_from(at / 512 % 251).unwrap()).collect();
+    std::fs::write(&journal, &source).unwrap();
+    std::fs::write(&image, []).unwrap();
+    let open = |path| ImageFile::open_for_writing(path, Policy::Never).unwrap().0;
+    let mut files = OpenFiles::with_image(open(&image), Policy::Never).and_journal(open(&journal));
+    let mut plan: Vec<Step> = (0..10).map(|piece| copy_of(piece, length)).collect();
+    // Where the last copy but one went: it must not come after this.
+    let over = Step::Write { file: IMAGE, offset: 9 * length, bytes: vec![255; 512] };
+    plan.extend([over, Step::Barrier]);
+    let end = execute(&mut Apart(steps(&plan)), &mut files, &mut Unwatched);
+    assert_eq!(end.unwrap(), End::Done);
+    let pieces: Vec<&[u8]> = source.chunks(usize::try_from(length).unwrap()).collect();
+    let mut wanted: Vec<u8> = (0..10_usize).flat_map(|piece| pieces[piece ^ 1].to_vec()).collect();
+    let start = usize::try_from(9 * length).unwrap();
+    wanted[start..start + 512].fill(255);
+    assert!(std::fs::read(&image).unwrap() == wanted);
+}
+
+#[test]
+fn a_failure_of_what_is_written_behind_ends_the_plan_and_says_where() {
+    let folder = Folder::new("behind-error");
+    let (image, journal) = (folder.0.join("image"), folder.0.join("journal"));
+    let length = u64::try_from(BEHIND_BYTES_MIN).unwrap();
+    std::fs::write(&journal, vec![1; usize::try_from(2 * length).unwrap()]).unwrap();
+    std::fs::write(&image, []).unwrap();
+    let open = |path: &Path| ImageFile::open(path).unwrap();
+    // The last step, one before another copy, one before a barrier: each is told of all the same.
+    let ends = [vec![], vec![copy_of(1, length)], vec![Step::Barrier]];
+    for end in ends {
+        let read_only = OpenFiles::with_image(open(&image), Policy::Never);
+        let mut files = read_only.and_journal(open(&journal));
+        let plan: Vec<Step> = [copy_of(0, length)].into_iter().chain(end).collect();
+        let failed = execute(&mut Apart(steps(&plan)), &mut files, &mut Unwatched).unwrap_err();
+        assert_eq!((failed.error.errno(), failed.error.offset()), (9, Some(length)), "{plan:?}");
+        assert_eq!(failed.path.as_deref(), Some(image.as_path()));
+    }
+    assert_eq!(std::fs::metadata(&image).unwrap().len(), 0);
+}
