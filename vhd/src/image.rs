@@ -96,8 +96,15 @@ impl<R: ReadAt> Image<R> {
     /// image that cannot be served.
     pub fn load(source: R, options: LoadOptions) -> Result<Self> {
         let length = source.length()?;
-        let (place, raw_footer) = find_footer(&source, length, options.footer_copy_only)?;
-        let footer = Footer::parse(&raw_footer)?;
+        // The copy and what is behind it, mostly the header: one read fewer. Where there is not so
+        // much, or it cannot be read, what is wrong is told part by part.
+        let mut start = [0; FOOTER_SIZE + HEADER_SIZE];
+        let has_start = options.footer_copy_only && source.read_at(0, &mut start).is_ok();
+        let found = match start.first_chunk() {
+            Some(raw) if has_start => footer_copy(raw),
+            _ => find_footer(&source, length, options.footer_copy_only),
+        };
+        let Found { place, raw: raw_footer, footer } = found?;
         match options {
             LoadOptions { for_inspection: false, .. } => footer.refuse_unservable()?,
             LoadOptions { any_bit_order: false, .. } => footer.refuse_other_bit_order()?,
@@ -105,7 +112,12 @@ impl<R: ReadAt> Image<R> {
         }
         let mut header = None;
         if footer.disk_type.has_blocks() {
-            let (raw, parsed) = read_header(&source, footer.data_offset)?;
+            let offset = footer.data_offset;
+            let raw = match start.last_chunk() {
+                Some(raw) if has_start && offset == FOOTER_SIZE as u64 => *raw,
+                _ => read_header(&source, offset)?,
+            };
+            let parsed = Header::parse(&raw).map_err(|error| error.or_at(offset))?;
             header = Some(Box::new(Headers { raw, header: parsed }));
         }
         Ok(Self { source, length, place, raw_footer: Box::new(raw_footer), footer, header })
@@ -487,45 +499,52 @@ fn read_footer<R: ReadAt>(source: &R, offset: u64) -> Result<[u8; FOOTER_SIZE]> 
     Ok(bytes)
 }
 
+/// A footer, and where it was.
+struct Found {
+    place: FooterPlace,
+    raw: [u8; FOOTER_SIZE],
+    footer: Footer,
+}
+
 /// The first good footer of the three places, else what was wrong with the last that was looked at.
-fn find_footer<R: ReadAt>(
-    source: &R,
-    length: u64,
-    copy_only: bool,
-) -> Result<(FooterPlace, [u8; FOOTER_SIZE])> {
+fn find_footer<R: ReadAt>(source: &R, length: u64, copy_only: bool) -> Result<Found> {
     if !copy_only {
         if let Some(offset) = length.checked_sub(FOOTER_SIZE as u64) {
-            let bytes = read_footer(source, offset)?;
-            if Footer::parse(&bytes).is_ok() {
-                return Ok((FooterPlace::End, bytes));
+            let raw = read_footer(source, offset)?;
+            if let Ok(footer) = Footer::parse(&raw) {
+                return Ok(Found { place: FooterPlace::End, raw, footer });
             }
         }
         if let Some(offset) = length.checked_sub(FOOTER_SIZE_SHORT as u64) {
             let mut short = [0; FOOTER_SIZE_SHORT];
             let read = source.read_at(offset, &mut short);
             read.map_err(|error| error.of(Part::Footer).or_at(offset))?;
-            if Footer::parse_short(&short).is_ok() {
-                return Ok((FooterPlace::EndShort, footer::widened(&short)));
+            if let Ok(footer) = Footer::parse_short(&short) {
+                let raw = footer::widened(&short);
+                return Ok(Found { place: FooterPlace::EndShort, raw, footer });
             }
         }
     }
-    let bytes = read_footer(source, 0)?;
-    let footer = Footer::parse(&bytes).map_err(|error| error.or_at(0))?;
+    footer_copy(&read_footer(source, 0)?)
+}
+
+/// What is at the start, where the copy of a dynamic image is.
+fn footer_copy(raw: &[u8; FOOTER_SIZE]) -> Result<Found> {
+    let footer = Footer::parse(raw).map_err(|error| error.or_at(0))?;
     if footer.disk_type == DiskType::Fixed {
         // Its first sector belongs to whoever writes the disk: not a place to take a footer from.
         let part = Part::FooterCopy;
         let (field, wanted) = ("type", "3 or 4: a fixed image has no copy of its footer");
         return Err(Error::at(0, ErrorKind::Field { part, field, found: 2, wanted }));
     }
-    Ok((FooterPlace::Start, bytes))
+    Ok(Found { place: FooterPlace::Start, raw: *raw, footer })
 }
 
-fn read_header<R: ReadAt>(source: &R, offset: u64) -> Result<([u8; HEADER_SIZE], Header)> {
+fn read_header<R: ReadAt>(source: &R, offset: u64) -> Result<[u8; HEADER_SIZE]> {
     let mut raw = [0; HEADER_SIZE];
     let read = source.read_at(offset, &mut raw);
     read.map_err(|error| error.of(Part::Header).or_at(offset))?;
-    let header = Header::parse(&raw).map_err(|error| error.or_at(offset))?;
-    Ok((raw, header))
+    Ok(raw)
 }
 
 #[cfg(test)]

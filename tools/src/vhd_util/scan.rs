@@ -5,8 +5,10 @@
 mod targets;
 mod tree;
 
+use std::borrow::Cow;
 use std::collections::HashSet;
 use std::ffi::OsString;
+use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
@@ -94,6 +96,9 @@ fn run(console: &mut Console, options: &Options) -> Result<(), Failure> {
 /// Of the copy of the footer and the header, which comes behind it.
 const BOTH_SIZE: u64 = 1536;
 
+/// Of most lines.
+const LINE_LENGTH: usize = 160;
+
 /// A line.
 #[derive(Debug)]
 struct Row {
@@ -151,26 +156,29 @@ impl Scan<'_> {
     }
 
     fn images(&mut self, targets: Vec<Target>) -> Result<(), Failure> {
-        let mut known: HashSet<PathBuf> = targets.iter().map(|it| self.key(it)).collect();
+        let mut known: HashSet<PathBuf> = HashSet::new();
+        if self.how.has_parents {
+            known.extend(targets.iter().map(|it| self.key(it)));
+        }
         // A tree has each image once; a list has what was asked for.
         let mut shown = HashSet::new();
         let mut queue: std::collections::VecDeque<Target> = targets.into();
         while let Some(target) = queue.pop_front() {
-            let key = self.key(&target);
-            if self.how.is_tree && !shown.insert(key) {
+            if self.how.is_tree && !shown.insert(self.key(&target)) {
                 continue;
             }
             let result = self.look_at(&target);
             let parent = result.as_ref().ok().and_then(|facts| facts.parent.clone());
+            let parent = parent.filter(|_| self.how.has_parents);
             let errno = result.as_ref().err().map_or(0, |(errno, _)| *errno);
-            self.row(Row { target: target.clone(), result })?;
+            self.row(&target, result)?;
             if errno != 0 && self.first == 0 {
                 self.first = errno;
             }
             if errno != 0 && !self.how.goes_on {
                 break;
             }
-            let Some(parent) = parent.filter(|_| self.how.has_parents) else { continue };
+            let Some(parent) = parent else { continue };
             let is_raw = parent.is_raw;
             match self.parent_target(&target, &parent) {
                 Ok(parent) => {
@@ -260,23 +268,23 @@ impl Scan<'_> {
     }
 
     /// At once, but in a tree and in JSON.
-    fn row(&mut self, row: Row) -> Result<(), Failure> {
-        if self.how.is_json {
-            self.rows.push(row);
-            return Ok(());
-        }
-        match &row.result {
-            Err((errno, message)) => {
-                let name = self.error_name(&row.target);
-                self.error_line(&name, *errno, message)
+    fn row(
+        &mut self,
+        target: &Target,
+        result: Result<Facts, (i32, &'static str)>,
+    ) -> Result<(), Failure> {
+        match result {
+            Err((errno, message)) if !self.how.is_json => {
+                let name = self.error_name(target);
+                self.error_line(&name, errno, message)
             }
-            Ok(_) if self.how.is_tree => {
-                self.rows.push(row);
-                Ok(())
-            }
-            Ok(facts) => {
-                let line = self.line(&row.target, facts, "");
+            Ok(facts) if !self.how.is_json && !self.how.is_tree => {
+                let line = self.line(target, &facts, "");
                 self.console.print(line)
+            }
+            result => {
+                self.rows.push(Row { target: target.clone(), result });
+                Ok(())
             }
         }
     }
@@ -298,28 +306,34 @@ impl Scan<'_> {
     }
 
     fn line(&self, target: &Target, facts: &Facts, suffix: &str) -> String {
-        let name = self.shown(target);
-        let mut line = format!(
-            "vhd={name} capacity={} size={} hidden={}",
-            facts.capacity, target.size, facts.hidden
-        );
+        let mut line = String::with_capacity(LINE_LENGTH);
+        line.push_str("vhd=");
+        line.push_str(&self.shown(target));
+        let (capacity, hidden) = (facts.capacity, facts.hidden);
+        let written = write!(line, " capacity={capacity} size={} hidden={hidden}", target.size);
+        written.expect("there is memory");
         if self.how.has_markers {
             line.push_str(&format!(" marker={} keyhash={}", facts.marker, facts.keyhash));
         }
         let parent = facts.parent.as_ref().map(|parent| self.path(&parent.name));
-        let parent = parent.unwrap_or_else(|| "none".to_owned());
-        line.push_str(&format!(" parent={parent}{suffix}\n"));
+        line.push_str(" parent=");
+        line.push_str(parent.as_deref().unwrap_or("none"));
+        line.push_str(suffix);
+        line.push('\n');
         line
     }
 
-    fn shown(&self, target: &Target) -> String {
+    fn shown<'b>(&self, target: &'b Target) -> Cow<'b, str> {
         let canonical = target.canonical.as_ref().filter(|_| self.how.is_tree);
         self.path(canonical.unwrap_or(&target.name))
     }
 
-    fn path(&self, path: &Path) -> String {
+    fn path<'b>(&self, path: &'b Path) -> Cow<'b, str> {
         let short = path.file_name().filter(|_| !self.how.is_verbose);
-        one_line(&short.unwrap_or(path.as_os_str()).to_string_lossy())
+        match short.unwrap_or(path.as_os_str()).to_string_lossy() {
+            name if name.contains(char::is_control) => Cow::Owned(one_line(&name)),
+            name => name,
+        }
     }
 
     fn finish(mut self) -> Result<(), Failure> {

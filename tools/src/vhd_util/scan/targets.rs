@@ -35,6 +35,9 @@ pub(super) struct Target {
     pub(super) is_raw: bool,
     /// Where it is.
     pub(super) source: Source,
+    /// Why it is not opened, if it is neither a file nor a device: of what is in a directory a pipe
+    /// would wait for a writer.
+    pub(super) refused: Option<Errno>,
 }
 
 /// What is to be scanned, and what cannot be: name, errno, and why.
@@ -49,34 +52,33 @@ pub(super) struct Found {
 impl Target {
     /// A name that leads nowhere.
     pub(super) fn missing(name: &Path) -> Self {
-        let source = Source::File(name.to_owned());
-        Self { name: name.to_owned(), canonical: None, size: 0, is_raw: false, source }
+        let (source, refused) = (Source::File(name.to_owned()), None);
+        Self { name: name.to_owned(), canonical: None, size: 0, is_raw: false, source, refused }
     }
 
     fn of_file(name: &Path, with_canonical: bool) -> std::io::Result<Self> {
         let metadata = std::fs::metadata(name)?;
-        let size = if metadata.file_type().is_block_device() {
+        let kind = metadata.file_type();
+        let is_refused = !kind.is_file() && !kind.is_block_device();
+        let refused =
+            is_refused.then_some(if kind.is_dir() { Errno::EISDIR } else { Errno::EINVAL });
+        let size = if kind.is_block_device() {
             image::length(name).map_err(|error| std::io::Error::from_raw_os_error(error.errno()))?
         } else {
             metadata.len()
         };
         let canonical = with_canonical.then(|| image::canonical(name).ok()).flatten();
         let source = Source::File(name.to_owned());
-        Ok(Self { name: name.to_owned(), canonical, size, is_raw: false, source })
+        Ok(Self { name: name.to_owned(), canonical, size, is_raw: false, source, refused })
     }
 
-    /// Opens it. Of what is in a directory only files and devices are opened: a pipe would wait
-    /// for a writer.
+    /// Opens it.
     pub(super) fn open(&self, reading: Reading) -> vhd::Result<Image> {
         match &self.source {
-            Source::File(path) => {
-                let kind = std::fs::metadata(path)?.file_type();
-                if !kind.is_file() && !kind.is_block_device() {
-                    let errno = if kind.is_dir() { Errno::EISDIR } else { Errno::EINVAL };
-                    return Err(Error::from(ErrorKind::Io { errno: errno as i32 }));
-                }
-                image::open(path, reading)
-            }
+            Source::File(path) => match self.refused {
+                Some(errno) => Err(Error::from(ErrorKind::Io { errno: errno as i32 })),
+                None => image::open(path, reading),
+            },
             Source::Volume(Some(segment)) => image::open_segment(&self.name, segment, reading),
             Source::Volume(None) => {
                 Err(ErrorKind::NotSupported("The volume does not start with a linear segment")
@@ -147,6 +149,7 @@ pub(super) fn of_group(group: &OsStr, pattern: Option<&OsStr>, names: &[OsString
         size: volume.size,
         is_raw: false,
         source: Source::Volume(volume.first),
+        refused: None,
     });
     (found.targets, found.others) =
         targets.partition(|target| target.name.to_str().is_some_and(is_wanted));
