@@ -147,6 +147,10 @@ pub trait Metadata {
     /// Whether [`Metadata::work`] wants to know of requests.
     fn wants_requests(&self) -> bool;
 
+    /// Whether it has I/O to begin for which the queue or the memory had no room: then
+    /// [`Metadata::work`] is called again although nothing of its own has ended.
+    fn has_steps(&self) -> bool;
+
     /// Begins what can begin: pushes I/O with [`own_tag`].
     fn work(&mut self, queue: &mut Queue, memory: &mut Memory, requests: Option<Requests>);
 

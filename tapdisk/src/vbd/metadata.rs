@@ -74,9 +74,9 @@ impl Vbd {
             metadata.work(&mut self.queue, &mut self.memory, requests);
             self.is_metadata_idle = metadata.is_idle();
             let is_woken = metadata.take_woken();
-            let wants_requests = metadata.wants_requests();
+            let wants_more = metadata.wants_requests() || metadata.has_steps();
             if !is_woken {
-                if !wants_requests {
+                if !wants_more {
                     chain.settle();
                 }
                 return;

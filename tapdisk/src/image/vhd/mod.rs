@@ -228,6 +228,10 @@ impl Metadata for Vhd {
         self.engine.wants_requests()
     }
 
+    fn has_steps(&self) -> bool {
+        self.engine.has_steps()
+    }
+
     fn work(&mut self, queue: &mut Queue, memory: &mut Memory, requests: Option<Requests>) {
         if let Some(Requests { newest, oldest }) = requests {
             self.engine.requests(newest, oldest);
