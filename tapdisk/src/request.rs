@@ -69,8 +69,16 @@ impl Segments {
     #[inline]
     pub fn one(segment: Segment) -> Self {
         let mut segments = Self::NONE;
-        segments.push(segment);
+        segments.set(segment);
         segments
+    }
+
+    /// Becomes one piece.
+    #[inline]
+    pub fn set(&mut self, segment: Segment) {
+        self.items[0] = segment;
+        self.count = 1;
+        self.bytes = u64::from(segment.len);
     }
 
     /// Forgets all pieces.

@@ -1,5 +1,5 @@
-//! The memory of one disk: an arena for requests, what connections of clients work in, and, with
-//! the kernel's ring, the ring's data pages.
+//! The memory of one disk: an arena for requests, what connections of clients receive into, and,
+//! with the kernel's ring, the ring's data pages.
 //!
 //! A room with `unsafe`. Everybody else names memory by [`Segment`] (region, offset, length); only
 //! here is that turned into an address, after one check of the bounds.
@@ -15,23 +15,19 @@
 #![allow(unsafe_code)]
 
 mod buddy;
+mod message;
 
 use std::io;
 use std::mem::ManuallyDrop;
-use std::os::fd::{AsRawFd, BorrowedFd};
 
 use memmap2::{MmapMut, MmapRaw};
 
 use buddy::Buddy;
+pub use message::{Incoming, Outgoing, PIECES_MAX};
+use message::{Iovecs, NO_IOVECS};
 
 /// Bytes in a page: what direct I/O and the ring work in.
 pub const PAGE_SIZE: u32 = 4096;
-
-/// The most segments that go into one system call on a socket.
-///
-/// 128: 64 replies with a header and data each; more than the requests that one client has in
-/// flight in any workload that we measure.
-const SOCKET_IOVECS_MAX: usize = 128;
 
 /// Whose memory a segment lies in.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -42,8 +38,8 @@ pub enum RegionId {
     Arena = 0,
     /// The data pages of the kernel's ring.
     Ring = 1,
-    /// Where connections receive, and keep headers to send. Apart from the arena: they stay for as
-    /// long as the connection does, and would cut the arena into pieces.
+    /// Where connections receive. Apart from the arena: these stay for as long as the connection
+    /// does, and would cut the arena into pieces.
     Connections = 2,
 }
 
@@ -114,7 +110,7 @@ pub struct Memory {
     regions: [Region; REGIONS],
     buddy: Buddy,
     /// Reused for each call on a socket.
-    iovecs: Box<[libc::iovec]>,
+    iovecs: Box<Iovecs>,
     connections: Option<MmapRaw>,
     /// The arena's. `ManuallyDrop` so that it can be left behind.
     mapping: ManuallyDrop<MmapRaw>,
@@ -138,7 +134,7 @@ impl Memory {
         Ok(Self {
             regions,
             buddy: Buddy::new(bytes / PAGE_SIZE as usize),
-            iovecs: vec![NO_IOVEC; SOCKET_IOVECS_MAX].into(),
+            iovecs: Box::new(NO_IOVECS),
             connections: None,
             mapping: ManuallyDrop::new(mapping),
             leaked: false,
@@ -320,49 +316,16 @@ impl Memory {
         unsafe { from.copy_to(to, source.len as usize) };
     }
 
-    /// Receives from a socket into the segments, in order, at most the first 128 of them.
-    ///
-    /// # Errors
-    /// What recvmsg says; `WouldBlock` on a socket that does not block and has nothing.
-    /// `Ok(0)` is the end of the stream.
-    pub fn receive(&mut self, socket: BorrowedFd<'_>, segments: &[Segment]) -> io::Result<usize> {
-        let mut header = self.message(segments);
-        // SAFETY: the header names `count` initialised iovecs of live, writable mappings, checked
-        // by `address`; both outlive the call.
-        let result =
-            unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut header, libc::MSG_DONTWAIT) };
-        usize::try_from(result).map_err(|_| io::Error::last_os_error())
+    /// Something to be received, without room so far.
+    pub fn incoming(&mut self) -> Incoming<'_> {
+        Incoming::new(self)
     }
 
-    /// Sends the segments to a socket, in order, at most the first 128 of them; never raises
-    /// SIGPIPE.
-    ///
-    /// # Errors
-    /// What sendmsg says; `WouldBlock` when the socket's buffer is full.
-    pub fn send(&mut self, socket: BorrowedFd<'_>, segments: &[Segment]) -> io::Result<usize> {
-        let header = self.message(segments);
-        let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
-        // SAFETY: as in `receive`; sendmsg only reads.
-        let result = unsafe { libc::sendmsg(socket.as_raw_fd(), &raw const header, flags) };
-        usize::try_from(result).map_err(|_| io::Error::last_os_error())
-    }
-
-    fn message(&mut self, segments: &[Segment]) -> libc::msghdr {
-        let count = segments.len().min(SOCKET_IOVECS_MAX);
-        let mut iovecs = std::mem::take(&mut self.iovecs);
-        for (iovec, segment) in iovecs.iter_mut().zip(segments) {
-            *iovec = self.iovec(*segment);
-        }
-        self.iovecs = iovecs;
-        // SAFETY: msghdr is a C struct of integers and pointers: all zeros is a valid value of it.
-        let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
-        header.msg_iov = self.iovecs.as_mut_ptr();
-        header.msg_iovlen = count;
-        header
+    /// Something to be sent, empty so far.
+    pub fn outgoing(&mut self) -> Outgoing<'_> {
+        Outgoing::new(self)
     }
 }
-
-const NO_IOVEC: libc::iovec = libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 };
 
 impl Drop for Memory {
     fn drop(&mut self) {
@@ -386,8 +349,6 @@ impl std::fmt::Debug for Memory {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::fd::AsFd;
-    use std::os::unix::net::UnixStream;
 
     #[test]
     fn buffers_are_page_aligned_and_separate() {
@@ -435,22 +396,5 @@ mod tests {
     #[should_panic(expected = "part 1+4096")]
     fn asserts_on_a_part_past_its_segment() {
         let _ = Segment { region: RegionId::Arena, offset: 0, len: 4096 }.part(1, 4096);
-    }
-
-    #[test]
-    fn sends_and_receives_in_order() {
-        let (left, right) = UnixStream::pair().unwrap();
-        let mut memory = Memory::new(16 << 10).unwrap();
-        let out = memory.allocate(8).unwrap();
-        let back = memory.allocate(8).unwrap();
-        memory.copy_in(out, b"abcdefgh");
-        let swapped = [out.part(4, 4), out.part(0, 4)];
-        assert_eq!(memory.send(left.as_fd(), &swapped).unwrap(), 8);
-        assert_eq!(memory.receive(right.as_fd(), &[back]).unwrap(), 8);
-        let mut bytes = [0; 8];
-        memory.copy_out(back, &mut bytes);
-        assert_eq!(&bytes, b"efghabcd");
-        let empty = memory.receive(right.as_fd(), &[back]).unwrap_err();
-        assert_eq!(empty.kind(), io::ErrorKind::WouldBlock);
     }
 }

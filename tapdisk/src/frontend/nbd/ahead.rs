@@ -16,7 +16,7 @@
 use super::client::Client;
 use super::shared::Shared;
 use super::wire::{REQUEST_BYTES, RawRequest};
-use crate::memory::{Memory, PAGE_SIZE, Segment};
+use crate::memory::{Incoming, Memory, PAGE_SIZE, Segment};
 use crate::row::Row;
 
 /// So many writes of one length make a row. Arbitrary: a wrong guess costs a copy of what came.
@@ -26,6 +26,10 @@ const ROW_MIN: u32 = 4;
 /// call takes.
 const WRITES_MAX: u32 = 32;
 
+/// The fewest, if that many are possible, and else twice what came the last time: to lay out what
+/// does not come costs half of what it saves.
+const WRITES_MIN: u32 = 16;
+
 /// What is known of a client's row of writes.
 #[derive(Debug)]
 pub(super) struct Ahead {
@@ -33,6 +37,8 @@ pub(super) struct Ahead {
     len: u32,
     /// How many of them came in a row.
     row: u32,
+    /// How many came with the last receive that was laid out for some.
+    came: u32,
     /// Bytes of the stream that are laid out: requests in the staging buffer, payload in `pages`.
     laid: u32,
     /// Buffers with the payload, in the order of the stream; the last may be filled in part.
@@ -41,7 +47,7 @@ pub(super) struct Ahead {
 
 impl Ahead {
     pub(super) fn new() -> Self {
-        Self { len: 0, row: 0, laid: 0, pages: Row::new(WRITES_MAX as usize) }
+        Self { len: 0, row: 0, came: 0, laid: 0, pages: Row::new(WRITES_MAX as usize) }
     }
 
     /// Whether payload lies apart from the requests.
@@ -50,13 +56,15 @@ impl Ahead {
         self.laid > 0
     }
 
-    /// Takes note of a request: of a write, its length.
+    /// Takes note of a write of so many bytes.
     #[inline]
-    fn saw(&mut self, write: Option<u32>) {
-        match write.filter(|len| (1..=PAGE_SIZE).contains(len)) {
-            Some(len) if len == self.len => self.row = self.row.saturating_add(1),
-            Some(len) => (self.len, self.row) = (len, 1),
-            None => self.row = 0,
+    fn saw_write(&mut self, len: u32) {
+        if len == 0 || len > PAGE_SIZE {
+            self.row = 0;
+        } else if len == self.len {
+            self.row = self.row.saturating_add(1);
+        } else {
+            (self.len, self.row) = (len, 1);
         }
     }
 
@@ -80,6 +88,12 @@ impl Ahead {
         }
         (self.row, self.laid) = (0, 0);
     }
+
+    /// Another client.
+    pub(super) fn start_over(&mut self) {
+        assert!(self.laid == 0 && self.pages.is_empty(), "what was received is given back");
+        (self.row, self.came) = (0, 0);
+    }
 }
 
 impl Client {
@@ -87,37 +101,45 @@ impl Client {
     /// it is a write as was expected.
     #[inline]
     pub(super) fn compare(&mut self, raw: &RawRequest, shared: &mut Shared, memory: &mut Memory) {
-        let write = raw.is_write().then_some(raw.len);
-        if self.ahead.is_laid_out() && write != Some(self.ahead.len) {
+        let is_write = raw.is_write();
+        if self.ahead.is_laid_out() && !(is_write && raw.len == self.ahead.len) {
             self.line_up(shared, memory);
         }
-        self.ahead.saw(write);
+        if is_write {
+            self.ahead.saw_write(raw.len);
+        } else {
+            self.ahead.row = 0;
+        }
     }
 
     /// How many writes to lay the next receive out for: with a request each in front, all of them
     /// fit into the staging buffer, should they have to be lined up there.
     pub(super) fn writes_ahead(&self, shared: &Shared) -> u32 {
-        let Ahead { len, row, .. } = self.ahead;
-        if row < ROW_MIN || self.partial.is_some() || self.drain > 0 || self.end > 0 {
+        let Ahead { len, row, came, .. } = self.ahead;
+        if row < ROW_MIN || self.drain > 0 || self.end > 0 {
             return 0;
         }
         let config = &shared.config;
         let requests = u32::from(config.requests_per_client - self.owed);
         let bytes = config.bytes_per_client.saturating_sub(self.held) / len;
         let staging = self.staging.len / (REQUEST_BYTES + len);
-        shared.pages_kept().min(requests).min(bytes).min(staging).min(WRITES_MAX)
+        shared
+            .pages_kept()
+            .min(requests)
+            .min(bytes)
+            .min(staging)
+            .min((2 * came).clamp(WRITES_MIN, WRITES_MAX))
     }
 
-    /// Where they go: fills `targets` and returns the sum of the lengths.
-    pub(super) fn lay_out(&self, count: u32, shared: &Shared, targets: &mut Targets) -> u32 {
+    /// Where they go.
+    pub(super) fn lay_out(&self, count: u32, shared: &Shared, message: &mut Incoming<'_>) {
         let len = self.ahead.len;
         for number in 0..count {
-            targets.push(self.staging.part(number * REQUEST_BYTES, REQUEST_BYTES));
-            targets.push(shared.page_ahead(number, len));
+            message.segment(self.staging.part(number * REQUEST_BYTES, REQUEST_BYTES));
+            message.segment(shared.page_ahead(number, len));
         }
         let (from, whole) = (count * REQUEST_BYTES, count * (REQUEST_BYTES + len));
-        targets.push(self.staging.part(from, self.staging.len - whole));
-        self.staging.len
+        message.segment(self.staging.part(from, self.staging.len - whole));
     }
 
     /// So many bytes came into what was laid out for `count` writes.
@@ -126,7 +148,8 @@ impl Client {
         let whole = received.min(count * each);
         let (full, part) = (whole / each, whole % each);
         let is_begun = part > REQUEST_BYTES;
-        for _ in 0..full + u32::from(is_begun) {
+        self.ahead.came = full + u32::from(is_begun);
+        for _ in 0..self.ahead.came {
             self.ahead.pages.push(shared.take_page(self.ahead.len));
             self.held += self.ahead.len;
         }
@@ -161,28 +184,5 @@ impl Client {
             *held -= page.len;
             shared.free(page, memory);
         });
-    }
-}
-
-/// What one receive goes into.
-#[derive(Debug)]
-pub(super) struct Targets {
-    segments: [Segment; 2 * WRITES_MAX as usize + 1],
-    count: usize,
-}
-
-impl Targets {
-    pub(super) fn new() -> Self {
-        Self { segments: [Segment::EMPTY; 2 * WRITES_MAX as usize + 1], count: 0 }
-    }
-
-    #[inline]
-    pub(super) fn push(&mut self, segment: Segment) {
-        self.segments[self.count] = segment;
-        self.count += 1;
-    }
-
-    pub(super) fn as_slice(&self) -> &[Segment] {
-        &self.segments[..self.count]
     }
 }

@@ -18,7 +18,7 @@ use nix::sys::socket::{setsockopt, sockopt};
 use super::ahead::Ahead;
 use super::handshake::{Export, Handshake, Reply, Step};
 use super::lookups::Lookups;
-use super::outbox::{self, Outbox};
+use super::outbox::Outbox;
 use super::shared::Shared;
 use super::wire::{Features, RawRequest};
 use super::{NbdConfig, QUIET_BEFORE_CHECK};
@@ -123,11 +123,8 @@ impl Client {
     /// A vacant place, with its part of the memory for connections.
     pub(super) fn vacant(number: u16, config: &NbdConfig) -> Self {
         let offset = u32::from(number) * config.connection_bytes();
-        let (region, len) = (RegionId::Connections, config.connection_bytes());
-        let memory = Segment { region, offset, len };
-        let staging = memory.part(0, config.staging_bytes);
-        let cells = outbox::cells_bytes(config.requests_per_client);
-        let cells = memory.part(config.staging_bytes, cells);
+        let (region, len) = (RegionId::Connections, config.staging_bytes);
+        let staging = Segment { region, offset, len };
         Self {
             number,
             phase: Phase::Vacant,
@@ -145,7 +142,7 @@ impl Client {
             owed: 0,
             running: 0,
             held: 0,
-            outbox: Outbox::new(config.requests_per_client, cells),
+            outbox: Outbox::new(config.requests_per_client),
             readable: false,
             writable: false,
             watches_writable: false,
@@ -164,6 +161,7 @@ impl Client {
         self.features = Features::default();
         (self.start, self.end, self.drain, self.held) = (0, 0, 0, 0);
         self.partial = None;
+        self.ahead.start_over();
         self.writes_large = false;
         // What came before the registration is not announced.
         self.readable = true;
@@ -188,7 +186,7 @@ impl Client {
     /// Takes what came in.
     pub(super) fn turn(&mut self, shared: &mut Shared, intake: &mut impl Intake) -> Turn {
         let result = match self.phase {
-            Phase::Fresh => Ok(self.greet(shared, intake.memory())),
+            Phase::Fresh => Ok(self.greet(shared)),
             Phase::Handshake => self.negotiate(shared, intake),
             Phase::Transmission if !shared.suspended => self.take_requests(shared, intake),
             Phase::Closing if !shared.suspended => {
@@ -203,7 +201,7 @@ impl Client {
         })
     }
 
-    fn greet(&mut self, shared: &mut Shared, memory: &mut Memory) -> Turn {
+    fn greet(&mut self, shared: &mut Shared) -> Turn {
         self.since = shared.now;
         self.progress = shared.now;
         if let Some(stream) = &self.stream {
@@ -213,7 +211,7 @@ impl Client {
                 let _ = setsockopt(stream, sockopt::SndBuf, &bytes);
             }
         }
-        self.outbox.push_bytes(Reply::greeting().as_slice(), memory);
+        self.outbox.push_bytes(Reply::greeting().as_slice());
         self.phase = Phase::Handshake;
         Turn::More
     }
@@ -243,7 +241,7 @@ impl Client {
             let mut reply = Reply::new();
             let step = self.handshake.step(input, &export, &mut reply);
             if !reply.as_slice().is_empty() {
-                self.outbox.push_bytes(reply.as_slice(), memory);
+                self.outbox.push_bytes(reply.as_slice());
             }
             match step {
                 Step::Continue => {}

@@ -61,9 +61,9 @@ impl Lookup {
         (self.offset + u64::from(self.described), u64::from(self.len - self.described))
     }
 
-    /// The descriptors, as they are sent.
-    pub(super) fn descriptors(&self) -> Segment {
-        self.buffer.part(0, self.descriptors * DESCRIPTOR_BYTES)
+    /// So many bytes of the buffer are descriptors, as they are sent.
+    pub(super) fn descriptors_len(&self) -> u32 {
+        self.descriptors * DESCRIPTOR_BYTES
     }
 
     /// Adds an extent to the descriptors; whether it wants to be started again for the next one.

@@ -43,8 +43,6 @@ use crate::time::Now;
 use client::{Client, Gone, Phase, Turn};
 use shared::Shared;
 
-/// Segments of one system call; what `Memory::send` takes at most.
-const SOCKET_SEGMENTS_MAX: usize = 128;
 /// How often all clients have a turn before the loop looks after everything else.
 const PASSES_PER_PULL: u32 = 8;
 /// Receives, or steps of the handshake, of one client's turn.
@@ -98,12 +96,10 @@ impl Default for NbdConfig {
 }
 
 impl NbdConfig {
-    /// The memory that one connection takes beside its requests, in bytes: a staging buffer, and
-    /// room for the headers of replies.
+    /// The memory that one connection receives into, in bytes.
     #[must_use]
     pub fn connection_bytes(&self) -> u32 {
-        let bytes = self.staging_bytes + outbox::cells_bytes(self.requests_per_client);
-        bytes.next_multiple_of(PAGE_SIZE)
+        self.staging_bytes.next_multiple_of(PAGE_SIZE)
     }
 
     /// What a door wants of [`Memory::reserve_connections`].

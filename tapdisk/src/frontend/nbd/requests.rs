@@ -76,8 +76,8 @@ impl Client {
                 return;
             }
             let (number, lookup) = self.lookups.pop_again().expect("there is one");
-            let (offset, len) = lookup.rest();
-            self.start(Op::BlockStatus, number, (offset, len), Segment::EMPTY, shared, intake);
+            let (range, buffer) = (lookup.rest(), Segment::EMPTY);
+            self.start_rarely(Op::BlockStatus, false, number, range, buffer, shared, intake);
         }
     }
 
@@ -102,8 +102,8 @@ impl Client {
                 shared.out_of_room = true;
                 return Ok(Taken::Blocked);
             }
-            if self.partial.is_some() {
-                self.start_write(shared, intake);
+            if let Some(Partial { raw, fua, buffer, .. }) = self.partial.take() {
+                self.start_rarely(Op::Write, fua, raw.cookie, raw.range(), buffer, shared, intake);
                 continue;
             }
             if self.owed == shared.config.requests_per_client {
@@ -166,9 +166,13 @@ impl Client {
     ) -> bool {
         let is_write = command.op == Op::Write;
         if is_write && let Some((buffer, received)) = self.ahead.take(raw.len) {
-            self.start += REQUEST_BYTES;
-            self.owed += 1;
-            self.partial = Some(Partial { raw: *raw, fua: command.fua, buffer, received });
+            self.took_request();
+            if received == raw.len {
+                let (fua, number) = (command.fua, raw.cookie);
+                self.start(Op::Write, fua, number, raw.range(), buffer, shared, intake);
+            } else {
+                self.partial = Some(Partial { raw: *raw, fua: command.fua, buffer, received });
+            }
             return true;
         }
         if !command.op.has_data() {
@@ -183,16 +187,21 @@ impl Client {
                 return true;
             }
         };
-        self.start += REQUEST_BYTES;
-        self.owed += 1;
+        self.took_request();
         if is_write {
             self.writes_large = raw.len >= LARGE_WRITE;
             self.partial = Some(Partial { raw: *raw, fua: command.fua, buffer, received: 0 });
         } else {
-            let range = (raw.offset, u64::from(raw.len));
-            self.start(Op::Read, raw.cookie, range, buffer, shared, intake);
+            self.start(Op::Read, false, raw.cookie, raw.range(), buffer, shared, intake);
         }
         true
+    }
+
+    /// A request is out of the staging buffer, and its reply is owed: both were looked at before.
+    #[inline(always)]
+    fn took_request(&mut self) {
+        self.start = self.start.wrapping_add(REQUEST_BYTES);
+        self.owed = self.owed.wrapping_add(1);
     }
 
     /// The same for one without data.
@@ -221,13 +230,12 @@ impl Client {
             };
             number = self.lookups.take(raw, one_extent, buffer);
         }
-        self.start += REQUEST_BYTES;
-        self.owed += 1;
+        self.took_request();
         let token = Token { peer: self.number, number };
         self.running += 1;
         shared.stats.requests = shared.stats.requests.wrapping_add(1);
         intake.start(|request| {
-            request.set(token, op, (raw.offset, u64::from(raw.len)));
+            request.set(token, op, raw.range());
             (request.fua, request.may_punch) = (fua, may_punch);
         });
         true
@@ -236,13 +244,14 @@ impl Client {
     /// A buffer for a request.
     #[inline]
     fn allocate(&mut self, bytes: u32, shared: &mut Shared, memory: &mut Memory) -> Grant {
+        let held = self.held + bytes;
         // Something of its own is out then, and will come back.
-        if self.held > 0 && self.held + bytes > shared.config.bytes_per_client {
+        if held > shared.config.bytes_per_client && self.held > 0 {
             return Grant::Wait;
         }
         let grant = shared.allocate(self.number, bytes, memory);
         if matches!(grant, Grant::Buffer(_)) {
-            self.held += bytes;
+            self.held = held;
         }
         grant
     }
@@ -266,47 +275,56 @@ impl Client {
         shared.stats.refused += 1;
         let op = wire::op_of(raw.kind);
         let header = Header::failure(op, self.features, raw.cookie, Status::Failed(errno));
-        self.outbox.push(&header, Segment::EMPTY, Segment::EMPTY, intake.memory());
+        self.outbox.push(header, Segment::EMPTY, 0);
     }
 
+    /// Starts a request; a write's payload is in the buffer.
     #[inline(always)]
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "they are put into their places, not moved about"
+    )]
     fn start(
         &mut self,
         op: Op,
+        fua: bool,
         number: u64,
         range: (u64, u64),
         buffer: Segment,
         shared: &mut Shared,
         intake: &mut impl Intake,
     ) {
-        self.running += 1;
+        // No more than are owed.
+        self.running = self.running.wrapping_add(1);
         shared.stats.requests = shared.stats.requests.wrapping_add(1);
         let token = Token { peer: self.number, number };
         intake.start(|request| {
             request.set(token, op, range);
+            request.fua = fua;
             if buffer.len > 0 {
-                request.segments.push(buffer);
+                request.segments.set(buffer);
             }
         });
     }
 
-    /// Starts a write whose payload is here.
-    #[inline]
-    fn start_write(&mut self, shared: &mut Shared, intake: &mut impl Intake) {
-        let partial = self.partial.take().expect("the caller asked");
-        let Partial { raw, fua, buffer, .. } = partial;
-        self.running += 1;
-        shared.stats.requests = shared.stats.requests.wrapping_add(1);
-        let token = Token { peer: self.number, number: raw.cookie };
-        intake.start(|request| {
-            request.set(token, Op::Write, (raw.offset, u64::from(raw.len)));
-            request.fua = fua;
-            request.segments.push(buffer);
-        });
+    /// The same where there are fewer.
+    #[inline(never)]
+    #[expect(clippy::too_many_arguments, reason = "as above")]
+    fn start_rarely(
+        &mut self,
+        op: Op,
+        fua: bool,
+        number: u64,
+        range: (u64, u64),
+        buffer: Segment,
+        shared: &mut Shared,
+        intake: &mut impl Intake,
+    ) {
+        self.start(op, fua, number, range, buffer, shared, intake);
     }
 
     /// Takes the answer to a request of this client.
-    #[inline]
+    #[inline(always)]
     pub(super) fn answered(
         &mut self,
         request: &Request,
@@ -326,7 +344,7 @@ impl Client {
             } else {
                 Header::simple(cookie, Status::Done)
             };
-            return self.outbox.push(&header, buffer, buffer, memory);
+            return self.outbox.push(header, buffer, buffer.len);
         }
         if buffer.len > 0 {
             // Nothing of it is sent: others may have it at once.
@@ -336,7 +354,7 @@ impl Client {
             Status::Done => Header::simple(cookie, Status::Done),
             failed => Header::failure(Some(op), self.features, cookie, failed),
         };
-        self.outbox.push(&header, Segment::EMPTY, Segment::EMPTY, memory);
+        self.outbox.push(header, Segment::EMPTY, 0);
     }
 
     /// The same for a client that is gone, and for block status.
@@ -372,12 +390,12 @@ impl Client {
         }
         let lookup = *self.lookups.get(number);
         self.lookups.free(number);
-        let data = lookup.descriptors();
-        let header = if data.len > 0 {
-            Header::block_status(lookup.cookie, data.len)
+        let descriptors_len = lookup.descriptors_len();
+        let header = if descriptors_len > 0 {
+            Header::block_status(lookup.cookie, descriptors_len)
         } else {
             Header::failure(Some(request.op), self.features, lookup.cookie, answer.status)
         };
-        self.outbox.push(&header, data, buffer, memory);
+        self.outbox.push(header, buffer, descriptors_len);
     }
 }

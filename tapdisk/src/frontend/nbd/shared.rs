@@ -91,7 +91,8 @@ impl Shared {
             && self.waiter.is_none()
             && let Some(page) = self.pages.pop()
         {
-            self.buffers += 1;
+            // As many as there are pages in the arena at most.
+            self.buffers = self.buffers.wrapping_add(1);
             return Grant::Buffer(Segment { len: bytes, ..page });
         }
         self.allocate_run(client, bytes, memory)

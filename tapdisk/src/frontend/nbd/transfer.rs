@@ -9,9 +9,7 @@ use std::os::fd::{AsFd, AsRawFd};
 use mio::{Interest, Token};
 use nix::sys::socket::{MsgFlags, recv};
 
-use super::ahead::Targets;
 use super::client::{Client, Gone, Phase};
-use super::outbox::Sent;
 use super::shared::Shared;
 use crate::memory::{Memory, Segment};
 
@@ -49,18 +47,17 @@ impl Client {
             assert!(self.end == 0, "payload in the staging buffer goes first");
             partial.buffer.part(partial.received, partial.buffer.len - partial.received)
         });
-        let mut targets = Targets::new();
-        let room = if ahead > 0 {
-            self.lay_out(ahead, shared, &mut targets)
+        let mut message = memory.incoming();
+        if rest.len > 0 {
+            message.segment(rest);
+        }
+        if ahead > 0 {
+            self.lay_out(ahead, shared, &mut message);
         } else {
-            let free = self.staging.part(self.end, self.staging_room());
-            if rest.len > 0 {
-                targets.push(rest);
-            }
-            targets.push(free);
-            rest.len + free.len
-        };
-        let received = match memory.receive(stream.as_fd(), targets.as_slice()) {
+            message.segment(self.staging.part(self.end, self.staging_room()));
+        }
+        let room = message.bytes();
+        let received = match message.receive(stream.as_fd()) {
             Ok(0) => return Err(Gone::Left),
             Ok(received) => u32::try_from(received).expect("segments are below 4 GiB"),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
@@ -72,17 +69,17 @@ impl Client {
             Err(_) => return Err(Gone::Left),
         };
         // Not in the handshake, where a peer that is silent is let go only after minutes.
-        if received < room && self.phase == Phase::Transmission {
+        if (received as usize) < room && self.phase == Phase::Transmission {
             self.readable = false;
             self.end_unseen = true;
         }
+        let payload = received.min(rest.len);
+        if let Some(partial) = &mut self.partial {
+            partial.received += payload;
+        }
         if ahead > 0 {
-            self.laid_out(ahead, received, shared);
+            self.laid_out(ahead, received - payload, shared);
         } else {
-            let payload = received.min(rest.len);
-            if let Some(partial) = &mut self.partial {
-                partial.received += payload;
-            }
             self.end += received - payload;
         }
         shared.stats.bytes_in += u64::from(received);
@@ -130,28 +127,27 @@ impl Client {
         let Some(stream) = &self.stream else {
             return Err(Gone::Left);
         };
-        let (pieces, bytes) = self.outbox.next();
-        let sent = match memory.send(stream.as_fd(), pieces) {
+        let mut message = memory.outgoing();
+        self.outbox.fill(&mut message);
+        let bytes = message.bytes();
+        let sent = match message.send(stream.as_fd()) {
             Ok(sent) => sent,
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(()),
             Err(_) => return Err(Gone::Left),
         };
-        self.outbox.advance(sent);
-        while let Some(item) = self.outbox.pop_sent() {
-            shared.released = true;
-            if let Sent::Reply(buffer) = item {
-                self.owed -= 1;
-                if buffer.len > 0 {
-                    self.give_back(buffer, shared, memory);
-                }
-            }
-        }
+        let Self { outbox, held, .. } = self;
+        let replies = outbox.advance(sent, |buffer| {
+            *held -= buffer.len;
+            shared.free(buffer, memory);
+        });
+        self.owed -= replies;
+        shared.released |= replies > 0 || self.outbox.is_empty();
         if sent > 0 {
             shared.stats.bytes_out += sent as u64;
             self.progress = shared.now;
         }
-        if (sent as u64) < bytes {
+        if sent < bytes {
             self.writable = false;
             self.watch_writable(true, shared)?;
         }

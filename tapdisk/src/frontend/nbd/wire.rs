@@ -78,6 +78,12 @@ pub(super) struct RawRequest {
 }
 
 impl RawRequest {
+    /// Offset and length.
+    #[inline]
+    pub(super) fn range(&self) -> (u64, u64) {
+        (self.offset, u64::from(self.len))
+    }
+
     /// Whether payload follows, if it is accepted or drained.
     #[inline]
     pub(super) fn is_write(&self) -> bool {
@@ -135,7 +141,9 @@ pub(super) fn judge(raw: &RawRequest, features: Features, payload_bytes_max: u32
     // What there is most of first: a read or write that has nothing special.
     if raw.kind <= WRITE
         && raw.flags == 0
-        && (1..=payload_bytes_max.min(DRAIN_BYTES_MAX)).contains(&raw.len)
+        && raw.len > 0
+        && raw.len <= payload_bytes_max
+        && raw.len <= DRAIN_BYTES_MAX
         && raw.offset.checked_add(u64::from(raw.len)).is_some()
     {
         let op = if raw.kind == READ { Op::Read } else { Op::Write };
@@ -203,17 +211,17 @@ fn refusal(op: Op, raw: &RawRequest, features: Features, payload_bytes_max: u32)
 }
 
 /// The header of a reply, ready to send.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Header {
-    bytes: [u8; Self::CELL_BYTES as usize],
+    bytes: [u8; HEADER_BYTES_MAX],
     len: u8,
 }
 
-impl Header {
-    /// Room for any header: the longest is a structured one with an offset, 28 bytes. A round
-    /// number, so that it is copied with few instructions.
-    pub(super) const CELL_BYTES: u32 = 32;
+/// Room for any header: the longest is a structured one with an offset, 28 bytes. A round number,
+/// so that it is copied with few instructions.
+const HEADER_BYTES_MAX: usize = 32;
 
+impl Header {
     /// A simple reply.
     #[inline(always)]
     pub(super) fn simple(cookie: u64, status: Status) -> Self {
@@ -259,25 +267,19 @@ impl Header {
 
     /// In bytes.
     #[inline]
-    pub(super) fn len(&self) -> u32 {
-        u32::from(self.len)
-    }
-
-    /// The bytes, and zeros behind them.
-    #[inline]
-    pub(super) fn cell(&self) -> &[u8; Self::CELL_BYTES as usize] {
-        &self.bytes
+    pub(super) fn len(&self) -> usize {
+        usize::from(self.len)
     }
 
     /// The bytes.
-    #[cfg(test)]
+    #[inline]
     pub(super) fn as_slice(&self) -> &[u8] {
         self.bytes.get(..usize::from(self.len)).unwrap_or(&self.bytes)
     }
 
     #[inline(always)]
     fn empty() -> Self {
-        Self { bytes: [0; Self::CELL_BYTES as usize], len: 0 }
+        Self { bytes: [0; HEADER_BYTES_MAX], len: 0 }
     }
 
     #[inline(always)]

@@ -41,6 +41,9 @@ fn writes_of_nothing_are_no_row() {
         for cookie in 0..8 {
             peer.send(&request(WRITE, 0, cookie, 0, 0));
         }
+        if round > 0 {
+            rig.settle();
+        }
         peer.send(&write(8, 0, &pattern(round, 512)));
         rig.settle();
         let replies: Vec<u8> = (0..8).flat_map(|cookie| simple(cookie, 22)).collect();
@@ -68,6 +71,30 @@ fn an_end_in_the_middle_of_a_row_gives_all_pages_back() {
         rig.settle();
         rig.wait(Duration::from_secs(2));
         assert_eq!((rig.held(), rig.door.connected()), (0, 0), "after {end} bytes");
+        rig.close();
+    }
+}
+
+#[test]
+fn payload_of_a_row_that_is_cut_anywhere_is_not_copied() {
+    let whole: Vec<u8> = (0..8).flat_map(|number| write(number, 0, &pattern(7, 512))).collect();
+    for cut in (0..whole.len()).step_by(101) {
+        let mut rig = Rig::new();
+        let mut peer = rig.client(PLAIN);
+        for number in 0..8 {
+            peer.send(&write(number, 512, &[1; 512]));
+        }
+        rig.settle();
+        let copied = rig.door.stats().bytes_copied;
+        peer.send(&whole[..cut]);
+        rig.settle();
+        peer.send(&whole[cut..]);
+        rig.settle();
+        // A request that is cut itself is put together where requests are.
+        let is_request_cut = (1..=28).contains(&(cut % (28 + 512)));
+        let most = if is_request_cut { whole.len() as u64 } else { 0 };
+        assert!(rig.door.stats().bytes_copied - copied <= most, "cut after {cut}");
+        assert_eq!(rig.intake.disk[..512], pattern(7, 512), "cut after {cut}");
         rig.close();
     }
 }

@@ -1,0 +1,192 @@
+//! What goes over a socket in one system call.
+//!
+//! A room with `unsafe`, as all of [`super`].
+#![allow(unsafe_code)]
+
+use std::io;
+use std::marker::PhantomData;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use super::{Memory, Segment};
+
+/// The most pieces of one message.
+///
+/// 128: 64 replies with a header and data each; more than the requests that one client has in
+/// flight in any workload that we measure.
+pub const PIECES_MAX: usize = 128;
+
+/// The table that messages are put together in, one at a time.
+pub(super) type Iovecs = [libc::iovec; PIECES_MAX];
+
+pub(super) const NO_IOVECS: Iovecs =
+    [libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 }; PIECES_MAX];
+
+/// The pieces so far: the first `count` of the memory's table.
+struct Pieces<'a> {
+    memory: &'a mut Memory,
+    count: usize,
+    /// The sum of their lengths.
+    bytes: usize,
+}
+
+impl<'a> Pieces<'a> {
+    fn new(memory: &'a mut Memory) -> Self {
+        Self { memory, count: 0, bytes: 0 }
+    }
+
+    #[inline(always)]
+    fn push(&mut self, iovec: libc::iovec) {
+        self.bytes += iovec.iov_len;
+        self.memory.iovecs[self.count] = iovec;
+        self.count += 1;
+    }
+
+    fn header(&mut self) -> libc::msghdr {
+        // SAFETY: msghdr is a C struct of integers and pointers: all zeros is a valid value of it.
+        let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
+        header.msg_iov = self.memory.iovecs.as_mut_ptr();
+        header.msg_iovlen = self.count;
+        header
+    }
+}
+
+/// What is received goes into these segments, in order.
+pub struct Incoming<'a>(Pieces<'a>);
+
+impl<'a> Incoming<'a> {
+    pub(super) fn new(memory: &'a mut Memory) -> Self {
+        Self(Pieces::new(memory))
+    }
+
+    /// Appends a segment.
+    ///
+    /// # Panics
+    /// When there are [`PIECES_MAX`] already.
+    #[inline]
+    pub fn segment(&mut self, segment: Segment) {
+        self.0.push(self.0.memory.iovec(segment));
+    }
+
+    /// How many bytes fit.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.0.bytes
+    }
+
+    /// Receives what a socket has.
+    ///
+    /// # Errors
+    /// What recvmsg says; `WouldBlock` when there is nothing. `Ok(0)` is the end of the stream.
+    pub fn receive(mut self, socket: BorrowedFd<'_>) -> io::Result<usize> {
+        let mut header = self.0.header();
+        // SAFETY: the header names `count` initialised iovecs of live, writable mappings, checked
+        // by `address`; both outlive the call.
+        let result =
+            unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut header, libc::MSG_DONTWAIT) };
+        usize::try_from(result).map_err(|_| io::Error::last_os_error())
+    }
+}
+
+/// What is sent: segments, and bytes that somebody else keeps for so long.
+pub struct Outgoing<'a> {
+    pieces: Pieces<'a>,
+    borrowed: PhantomData<&'a [u8]>,
+}
+
+impl<'a> Outgoing<'a> {
+    pub(super) fn new(memory: &'a mut Memory) -> Self {
+        Self { pieces: Pieces::new(memory), borrowed: PhantomData }
+    }
+
+    /// How many more pieces fit.
+    #[must_use]
+    #[inline]
+    pub fn room(&self) -> usize {
+        PIECES_MAX.saturating_sub(self.pieces.count)
+    }
+
+    /// Appends a segment.
+    ///
+    /// # Panics
+    /// When there is no room.
+    #[inline]
+    pub fn segment(&mut self, segment: Segment) {
+        self.pieces.push(self.pieces.memory.iovec(segment));
+    }
+
+    /// Appends bytes.
+    ///
+    /// # Panics
+    /// When there is no room.
+    #[inline]
+    pub fn borrowed(&mut self, bytes: &'a [u8]) {
+        let iov_base = bytes.as_ptr().cast_mut().cast();
+        self.pieces.push(libc::iovec { iov_base, iov_len: bytes.len() });
+    }
+
+    /// The sum of the lengths.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.pieces.bytes
+    }
+
+    /// Sends all of it, or as much as the socket takes; never raises SIGPIPE.
+    ///
+    /// # Errors
+    /// What sendmsg says; `WouldBlock` when the socket's buffer is full.
+    pub fn send(mut self, socket: BorrowedFd<'_>) -> io::Result<usize> {
+        let header = self.pieces.header();
+        let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+        // SAFETY: the header names `count` initialised iovecs, of live mappings, checked by
+        // `address`, or of slices that are borrowed for as long as this value is; sendmsg only
+        // reads.
+        let result = unsafe { libc::sendmsg(socket.as_raw_fd(), &raw const header, flags) };
+        usize::try_from(result).map_err(|_| io::Error::last_os_error())
+    }
+}
+
+impl std::fmt::Debug for Incoming<'_> {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(formatter, "Incoming({} bytes)", self.bytes())
+    }
+}
+
+impl std::fmt::Debug for Outgoing<'_> {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(formatter, "Outgoing({} bytes)", self.bytes())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+
+    #[test]
+    fn sends_and_receives_in_order() {
+        let (left, right) = UnixStream::pair().unwrap();
+        let mut memory = Memory::new(16 << 10).unwrap();
+        let out = memory.allocate(8).unwrap();
+        let back = memory.allocate(10).unwrap();
+        memory.copy_in(out, b"abcdefgh");
+        let mut message = memory.outgoing();
+        message.segment(out.part(4, 4));
+        message.borrowed(b"--");
+        message.segment(out.part(0, 4));
+        assert_eq!((message.bytes(), message.room()), (10, PIECES_MAX - 3));
+        assert_eq!(message.send(left.as_fd()).unwrap(), 10);
+        let mut receive = || {
+            let mut message = memory.incoming();
+            message.segment(back.part(0, 3));
+            message.segment(back.part(3, 7));
+            message.receive(right.as_fd())
+        };
+        assert_eq!(receive().unwrap(), 10);
+        assert_eq!(receive().unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        let mut bytes = [0; 10];
+        memory.copy_out(back, &mut bytes);
+        assert_eq!(&bytes, b"efgh--abcd");
+    }
+}
