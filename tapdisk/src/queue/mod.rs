@@ -212,10 +212,14 @@ pub struct Queue {
     files: Files,
     /// Given to the engine, not accepted by the kernel yet; heads of groups, oldest first.
     staged: Vec<u32>,
-    /// How many the kernel holds; groups count once.
+    /// How many the kernel holds, without those whose results are here; groups count once.
     in_kernel: usize,
-    /// How many the helper thread holds.
+    /// How many the helper thread holds, the same way.
     in_worker: usize,
+    /// Where the I/O that was pushed last ends, and whether one that waits may go on where the one
+    /// before it ends: only then it is looked for.
+    last_end: u64,
+    has_neighbours: bool,
     /// Of those pushed, those that a submit has seen: tells new deferrals from old ones.
     seen: u64,
     /// Results as the engine gave them; those from `settled` on are not settled yet.
@@ -272,6 +276,8 @@ impl Queue {
             staged: Vec::with_capacity(config.capacity),
             in_kernel: 0,
             in_worker: 0,
+            last_end: 0,
+            has_neighbours: false,
             seen: 0,
             raw: Vec::with_capacity(config.capacity),
             settled: 0,
@@ -367,8 +373,10 @@ impl Queue {
         assert!(self.has_room(), "push without room");
         assert!(io.segments.len() <= SEGMENTS_MAX, "too many segments");
         assert!(io.len > 0 || io.op == IoOp::Flush, "an I/O of no bytes");
-        let end = io.offset.checked_add(io.len);
-        assert!(end.is_some_and(|end| i64::try_from(end).is_ok()), "past the largest offset");
+        let end = io.offset.saturating_add(io.len);
+        assert!(end <= i64::MAX.cast_unsigned(), "past the largest offset");
+        self.has_neighbours |= io.offset == self.last_end;
+        self.last_end = end;
         let (verb, then_sync) = first_step(io.op, &self.files, io.file);
         let index = self.table.allocate(io, verb, then_sync);
         let bytes = self.iovecs.fill(index, memory, io.segments);
@@ -399,14 +407,20 @@ impl Queue {
             self.settled = 0;
         }
         // Where some are left the room is theirs: then it is for the next time.
-        if self.settled == 0 && self.in_kernel > 0 {
-            self.stats.system_calls += self.engine.reap(&mut self.raw);
+        if self.settled > 0 {
+            return;
         }
-        if self.settled == 0
-            && self.in_worker > 0
+        if self.in_kernel > 0 {
+            let before = self.raw.len();
+            self.stats.system_calls += self.engine.reap(&mut self.raw);
+            self.in_kernel -= self.raw.len() - before;
+        }
+        if self.in_worker > 0
             && let Some(worker) = &self.worker
         {
+            let before = self.raw.len();
             worker.reap(&mut self.raw);
+            self.in_worker -= self.raw.len() - before;
         }
     }
 
@@ -435,10 +449,12 @@ impl Queue {
             let at_least = at_least.clamp(1, self.in_kernel);
             self.stats.system_calls += 1;
             self.engine.wait(at_least, timeout, &mut self.raw);
+            self.in_kernel -= self.raw.len();
         } else if self.in_worker > 0
             && let Some(worker) = &self.worker
         {
             worker.wait(timeout, &mut self.raw);
+            self.in_worker -= self.raw.len();
         }
     }
 
@@ -467,7 +483,7 @@ impl Queue {
     /// nothing of it is continued or run again. The completions are reaped as always;
     /// [`Queue::in_flight`] tells what remains.
     pub fn cancel_all(&mut self) {
-        while let Some(index) = self.table.take_front() {
+        while let Some((index, _)) = self.table.take_front() {
             self.finish(index, Status::Failed(Errno::ECANCELED), None);
         }
         if self.engine.withdraw_all(self.in_kernel) {

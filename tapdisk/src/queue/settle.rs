@@ -8,7 +8,7 @@ use crate::status::Status;
 
 use super::engine::{Raw, Verb, decode_extent};
 use super::files::Files;
-use super::table::{Entry, NONE, State};
+use super::table::{Entry, NONE};
 use super::{Completion, IoOp, Queue};
 
 /// The first step of an operation, and whether a sync comes after it.
@@ -40,18 +40,11 @@ impl Queue {
     /// Takes one result in; mostly it is the end of an I/O. Other ends are left in `ready`.
     #[inline(always)]
     pub(super) fn settle(&mut self, raw: Raw) -> Option<Completion> {
-        let entry = self.table.running(raw.key);
-        let (index, is_alone, done) =
-            (raw.key.index(), entry.next == NONE, is_done(entry, raw.result));
-        if entry.state == State::Worker {
-            self.in_worker -= 1;
-        } else {
-            self.in_kernel -= 1;
+        let is_end = |entry: &Entry| entry.next == NONE && is_done(entry, raw.result);
+        if let Some(tag) = self.table.end_running(raw.key, is_end) {
+            return Some(Completion { tag, status: Status::Done, extent: None });
         }
-        if is_alone && done {
-            return Some(self.end(index, Status::Done, None));
-        }
-        self.settle_group(index, raw.result);
+        self.settle_group(raw.key.index(), raw.result);
         None
     }
 
@@ -214,13 +207,8 @@ impl Queue {
         if status != Status::Done {
             self.stats.failed += 1;
         }
-        let completion = self.end(index, status, extent);
-        self.ready.push_back(completion);
-    }
-
-    #[inline]
-    fn end(&mut self, index: u32, status: Status, extent: Option<Extent>) -> Completion {
-        Completion { tag: self.table.release(index), status, extent }
+        let tag = self.table.release(index);
+        self.ready.push_back(Completion { tag, status, extent });
     }
 }
 

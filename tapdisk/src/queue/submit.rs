@@ -28,15 +28,13 @@ impl Queue {
                 break;
             }
             self.iovecs.start_gathering();
-            while self.staged.len() + self.in_kernel < self.config.engine_depth
-                && let Some(head) = self.table.take_front()
-            {
-                self.stage(head);
-            }
+            let most = self.config.engine_depth - self.in_kernel;
+            while self.staged.len() < most && self.stage_first() {}
             if self.staged.is_empty() {
                 break;
             }
         }
+        self.has_neighbours &= self.table.waiting() > 0;
         let fresh = self.stats.pushed - self.seen;
         self.stats.deferred += fresh.min(self.table.waiting() as u64);
         self.seen = self.stats.pushed;
@@ -82,20 +80,23 @@ impl Queue {
         span
     }
 
-    /// Takes one that waited, with those behind it that it can be merged with, to the engine or the
-    /// helper thread.
-    #[inline]
-    fn stage(&mut self, head: u32) {
-        let entry = self.table.get(head);
+    /// Takes the oldest one that waits, with those behind it that it can be merged with, to the
+    /// engine or the helper thread. Whether there was one.
+    #[inline(always)]
+    fn stage_first(&mut self) -> bool {
+        let Some((head, entry)) = self.table.take_front() else { return false };
         let Entry { key, verb, file, mut offset, mut len, pieces, may_merge, .. } = *entry;
         let mut span = Iovecs::own(head, pieces);
         if may_merge {
-            if self.goes_on(verb, file, offset + len, len, span.len()).is_some() {
+            if self.has_neighbours
+                && self.goes_on(verb, file, offset + len, len, span.len()).is_some()
+            {
                 (len, span) = self.merge(head);
             }
         } else {
             if entry.by_worker || !self.engine.takes(verb) {
-                return self.give_worker(head);
+                self.give_worker(head);
+                return true;
             }
             if entry.done > 0 && verb.has_data() {
                 let entry = *entry;
@@ -106,6 +107,7 @@ impl Queue {
         let (fd, pieces) = (self.files.fd(file), self.iovecs.get(span));
         self.engine.stage(&Request { key, verb, file, fd, offset, len, pieces });
         self.staged.push(head);
+        true
     }
 
     /// The oldest one that waits, if it goes on at `end`, where a group of `len` bytes in `pieces`
@@ -130,6 +132,7 @@ impl Queue {
     }
 
     /// Makes one group of an I/O and those at the front of the FIFO that go on where it ends.
+    #[inline(never)]
     fn merge(&mut self, head: u32) -> (u64, Span) {
         let Entry { verb, file, offset, mut len, pieces, .. } = *self.table.get(head);
         let mut span = self.iovecs.open();
@@ -140,7 +143,7 @@ impl Queue {
         while let Some(member) = self.goes_on(verb, file, offset + len, len, pieces) {
             len += member.len;
             pieces += usize::from(member.pieces);
-            let index = self.table.take_front().expect("it is the one that goes on");
+            let (index, _) = self.table.take_front().expect("it is the one that goes on");
             self.iovecs.extend(&mut span, index, self.table.get(index).pieces, 0);
             self.table.get_mut(last).next = index;
             last = index;

@@ -163,11 +163,12 @@ impl Table {
     }
 
     /// Takes the oldest one off the FIFO, for the engine.
-    #[inline]
-    pub(super) fn take_front(&mut self) -> Option<u32> {
+    #[inline(always)]
+    pub(super) fn take_front(&mut self) -> Option<(u32, &Entry)> {
         let index = self.waiting.pop()?;
-        self.entries[index as usize].state = State::Engine;
-        Some(index)
+        let entry = &mut self.entries[index as usize];
+        entry.state = State::Engine;
+        Some((index, entry))
     }
 
     /// How many are on a file.
@@ -196,15 +197,25 @@ impl Table {
         &mut self.entries[index as usize]
     }
 
-    /// The running I/O of a key.
-    #[inline]
-    pub(super) fn running(&self, key: Key) -> &Entry {
-        let entry = self.get(key.index());
+    /// Looks at the running I/O of a key, and gives it back if it has ended: then tells whose it
+    /// was.
+    #[inline(always)]
+    pub(super) fn end_running(
+        &mut self,
+        key: Key,
+        is_end: impl FnOnce(&Entry) -> bool,
+    ) -> Option<Tag> {
+        let entry = &mut self.entries[key.index() as usize];
         assert!(
             entry.key == key && matches!(entry.state, State::Engine | State::Worker),
             "a result names an I/O that runs"
         );
-        entry
+        if !is_end(entry) {
+            return None;
+        }
+        entry.state = State::Free;
+        self.free.push(key.index());
+        Some(entry.tag)
     }
 
     /// Marks what runs as cancelled and tells the key of each I/O in the engine.
@@ -237,8 +248,9 @@ mod tests {
         table.release(index);
         let index = allocate(&mut table);
         table.get_mut(index).state = State::Engine;
-        assert_eq!(table.running(table.get(index).key).key.index(), index);
-        table.running(old);
+        let key = table.get(index).key;
+        assert_eq!((key.index(), table.end_running(key, |_| false)), (index, None));
+        table.end_running(old, |_| true);
     }
 
     #[test]
@@ -256,7 +268,7 @@ mod tests {
         let mut order = Vec::new();
         let mut take = |table: &mut Table, count| {
             for _ in 0..count {
-                order.push(table.take_front().unwrap());
+                order.push(table.take_front().unwrap().0);
             }
         };
         let all: Vec<u32> = (0..4).map(|_| allocate(&mut table)).collect();

@@ -130,12 +130,15 @@ impl Aio {
     pub(in crate::queue) fn stage(&mut self, request: &Request<'_>) {
         let block = &mut self.blocks[request.key.index() as usize];
         let pieces = request.pieces;
-        let (single, vectored, flags) = match request.verb {
-            Verb::Read => (IOCB_CMD_PREAD, IOCB_CMD_PREADV, 0),
-            Verb::Write => (IOCB_CMD_PWRITE, IOCB_CMD_PWRITEV, 0),
-            Verb::WriteDurable => (IOCB_CMD_PWRITE, IOCB_CMD_PWRITEV, libc::RWF_DSYNC),
-            Verb::Sync => (IOCB_CMD_FDSYNC, IOCB_CMD_FDSYNC, 0),
-            verb => unreachable!("{verb:?} is the helper thread's"),
+        let (single, vectored, flags) = if request.verb == Verb::Read {
+            (IOCB_CMD_PREAD, IOCB_CMD_PREADV, 0)
+        } else {
+            match request.verb {
+                Verb::Write => (IOCB_CMD_PWRITE, IOCB_CMD_PWRITEV, 0),
+                Verb::WriteDurable => (IOCB_CMD_PWRITE, IOCB_CMD_PWRITEV, libc::RWF_DSYNC),
+                Verb::Sync => (IOCB_CMD_FDSYNC, IOCB_CMD_FDSYNC, 0),
+                verb => unreachable!("{verb:?} is the helper thread's"),
+            }
         };
         (block.aio_lio_opcode, block.aio_buf, block.aio_nbytes) = match pieces {
             [] => (single, 0, 0),
