@@ -75,6 +75,8 @@ pub struct Chain {
     layers: Vec<Box<dyn Layer>>,
     /// Leaf first, each with its size in bytes.
     images: Vec<(Box<dyn Image>, u64)>,
+    /// When all there is to it is one file whose bytes are the disk's.
+    flat: Option<FileId>,
     /// The leaf has metadata.
     has_metadata: bool,
     /// Its metadata may have something to do.
@@ -99,7 +101,23 @@ impl Chain {
         };
         let mut images: Vec<_> = images.into_iter().map(sized).collect();
         let has_metadata = images[0].0.metadata().is_some();
-        Self { layers, images, has_metadata, is_touched: has_metadata }
+        let flat = None;
+        Self { layers, images, flat, has_metadata, is_touched: has_metadata }.find_flat()
+    }
+
+    fn find_flat(mut self) -> Self {
+        self.flat = match self.images.as_slice() {
+            [(image, _)] if self.layers.is_empty() => image.flat(),
+            _ => None,
+        };
+        self
+    }
+
+    /// The one file whose bytes are the disk's, when there is nothing else to the chain.
+    #[must_use]
+    #[inline]
+    pub fn flat(&self) -> Option<FileId> {
+        self.flat
     }
 
     /// The leaf's facts: the disk's.
@@ -117,7 +135,7 @@ impl Chain {
     /// The same images under these layers.
     #[must_use]
     pub fn with_layers(self, layers: Vec<Box<dyn Layer>>) -> Self {
-        Self { layers, ..self }
+        Self { layers, ..self }.find_flat()
     }
 
     fn leaf(&self) -> &dyn Image {

@@ -47,6 +47,10 @@ pub(super) const REMOVE_INTERVAL: Duration = Duration::from_millis(10);
 /// A loop that is kept busy looks at its events once in so many turns.
 const BUSY_TURNS_MAX: u32 = 32;
 
+/// The numbers that others see are at most so old: nobody can tell, and in a busy loop storing them
+/// in every turn would cost each request as much as its check.
+const PUBLISH_INTERVAL: Duration = Duration::from_millis(1);
+
 /// What to open.
 #[derive(Clone, Debug)]
 pub struct OpenRequest {
@@ -142,6 +146,9 @@ pub struct DiskThread {
     pub(super) removal: Option<(Now, Now)>,
     pub(super) busy_turns: u32,
     failures: RateLimit,
+    /// When numbers were shown last, and whether those of a later turn have yet to be.
+    published: Now,
+    is_stale: bool,
     /// Requests wait for space, and the log says so.
     is_waiting: bool,
     /// The last turn left something to do that no event will announce.
@@ -194,6 +201,8 @@ impl DiskThread {
             removal: None,
             busy_turns: 0,
             failures: RateLimit::new(),
+            published: Now::default(),
+            is_stale: true,
             is_waiting: false,
             more: false,
             events: Events::with_capacity(128),
@@ -261,13 +270,14 @@ impl DiskThread {
         self.busy_turns = 0;
         let before = self.clock.now();
         let in_flight = self.disk.vbd.queue().in_flight();
-        let mut timeout = self.timeout(before);
-        if self.more {
-            timeout = Some(Duration::ZERO);
+        let timeout = if self.more {
+            Some(Duration::ZERO)
         } else if let Some(wanted) = self.disk.pace().batch(in_flight) {
             self.disk.vbd.queue().wait_batch(wanted, BATCH_WAIT);
-            timeout = Some(Duration::ZERO);
-        }
+            Some(Duration::ZERO)
+        } else {
+            self.timeout(before)
+        };
         if let Err(error) = self.poll.poll(&mut self.events, timeout)
             && error.kind() != io::ErrorKind::Interrupted
         {
@@ -287,7 +297,8 @@ impl DiskThread {
         let again = self.again.as_ref().map(Again::next);
         let vbd = self.disk.vbd.deadline();
         let doors = self.disk.doors().filter_map(|(_, door)| door.deadline()).min();
-        [removal, again, vbd, doors].into_iter().flatten().min()
+        let publish = self.is_stale.then(|| self.published.after(PUBLISH_INTERVAL));
+        [removal, again, vbd, doors, publish].into_iter().flatten().min()
     }
 
     fn collect(&mut self) {
@@ -318,7 +329,14 @@ impl DiskThread {
         self.wiring.shared.set_life(life);
     }
 
+    /// Shows the numbers of this turn, unless others have just been shown: then a little later.
     fn publish(&mut self) {
+        let now = self.disk.vbd.now();
+        self.is_stale = now < self.published.after(PUBLISH_INTERVAL);
+        if self.is_stale {
+            return;
+        }
+        self.published = now;
         self.wiring.pages.publish(self.disk.vbd.counters());
         let Disk { vbd, nbd, ring, .. } = &mut self.disk;
         self.wiring.shared.publish(vbd, nbd.as_ref(), ring.as_ref());

@@ -97,6 +97,11 @@ pub trait Image: Send {
     /// The file that must be made durable for a flush.
     fn file(&self) -> Option<FileId>;
 
+    /// Its file, when that is all: byte `n` of the disk is byte `n` of the file, for every request.
+    fn flat(&self) -> Option<FileId> {
+        None
+    }
+
     /// Its metadata, when it has any that changes or has to be read.
     fn metadata(&mut self) -> Option<&mut dyn Metadata> {
         None

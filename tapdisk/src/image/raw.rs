@@ -196,6 +196,10 @@ impl Image for Raw {
         self.info
     }
 
+    fn flat(&self) -> Option<FileId> {
+        Some(self.file)
+    }
+
     fn map(&mut self, _: usize, _: Op, offset: u64, len: u64) -> Mapping {
         Mapping::Data { file: self.file, offset, len, layer: 0 }
     }

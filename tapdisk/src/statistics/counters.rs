@@ -102,25 +102,18 @@ struct Shared {
     images: [ImageCounters; LAYERS_MAX],
 }
 
+/// The counters are in the order of the ops.
 fn index_of(op: Op) -> usize {
-    match op {
-        Op::Read => 0,
-        Op::Write => 1,
-        Op::Flush => 2,
-        Op::Trim => 3,
-        Op::WriteZeroes => 4,
-        Op::BlockStatus => 5,
-    }
+    op as usize
 }
 
 /// Reads are the first and writes the second of each pair; other requests move no sectors.
 fn direction(op: Op) -> Option<usize> {
-    match op {
-        Op::Read => Some(0),
-        Op::Write => Some(1),
-        Op::Flush | Op::Trim | Op::WriteZeroes | Op::BlockStatus => None,
-    }
+    Some(index_of(op)).filter(|index| *index < 2)
 }
+
+const _: () = assert!(Op::Read as usize == 0 && Op::Write as usize == 1 && Op::Flush as usize == 2);
+const _: () = assert!(Op::BlockStatus as usize == OPS - 1);
 
 fn sectors(bytes: u64) -> u64 {
     bytes / u64::from(SECTOR_SIZE)

@@ -7,14 +7,7 @@ use crate::request::{DiskInfo, Op, Request};
 /// The checks that are the same for every door.
 #[inline]
 pub(super) fn check(request: &Request, info: DiskInfo) -> Result<(), Errno> {
-    let end = request.offset.checked_add(request.len);
-    // A power of two.
-    let inside_sector = u64::from(info.sector_size) - 1;
-    let is_plain = request.len > 0
-        && (request.offset | request.len) & inside_sector == 0
-        && end.is_some_and(|end| end <= info.size)
-        && !info.read_only;
-    if !is_plain {
+    if !is_plain(request, info) {
         check_further(request, info)?;
     }
     assert!(
@@ -22,6 +15,18 @@ pub(super) fn check(request: &Request, info: DiskInfo) -> Result<(), Errno> {
         "a door names memory for all of its data"
     );
     Ok(())
+}
+
+/// Whether it is plainly good: inside a disk that may be written.
+#[inline(always)]
+pub(super) fn is_plain(request: &Request, info: DiskInfo) -> bool {
+    // A power of two.
+    let inside_sector = u64::from(info.sector_size) - 1;
+    let end = request.offset.checked_add(request.len);
+    request.len > 0
+        && (request.offset | request.len) & inside_sector == 0
+        && end.is_some_and(|end| end <= info.size)
+        && !info.read_only
 }
 
 /// Why one that is not plainly good is refused, if so.

@@ -11,6 +11,7 @@
 //!   go on in the next chain.
 
 mod check;
+mod flat;
 mod metadata;
 pub mod retry;
 mod slots;
@@ -30,7 +31,6 @@ use crate::request::{Answer, DiskInfo, Op, Request};
 use crate::statistics::DiskCounters;
 use crate::status::Status;
 use crate::time::Now;
-use check::check;
 use retry::{Fate, Retries, RetryPolicy};
 use slots::{Place, Slot, SlotIndex, Slots};
 
@@ -183,6 +183,12 @@ impl Vbd {
         self.now = now;
     }
 
+    /// It, as it was set last.
+    #[must_use]
+    pub fn now(&self) -> Now {
+        self.now
+    }
+
     /// What was counted.
     #[must_use]
     pub fn counters(&self) -> &DiskCounters {
@@ -221,6 +227,7 @@ impl Vbd {
     }
 
     /// Begins a request that has just been filled in.
+    #[inline(always)]
     fn start(&mut self, index: SlotIndex) {
         if self.slots.count(Place::Running) == 1 && !self.is_held_up() {
             self.busy_since = self.now;
@@ -230,7 +237,14 @@ impl Vbd {
         if request.op.is_change() {
             self.slots.append_change(index);
         }
-        match check(&self.slots.get(index).request, self.info) {
+        if !self.start_flat(index) {
+            self.start_any(index);
+        }
+    }
+
+    #[inline(never)]
+    fn start_any(&mut self, index: SlotIndex) {
+        match check::check(&self.slots.get(index).request, self.info) {
             Ok(()) => self.begin(index),
             Err(errno) => self.finished(index, Status::Failed(errno)),
         }
@@ -309,10 +323,19 @@ impl Vbd {
             completion.tag == tag_of(slot.sequence, index) && slot.progress.parts > 0,
             "a completion belongs to a request that runs"
         );
+        if self.end_flat(index, completion) {
+            return self.finish(index);
+        }
+        let slot = self.slots.get_mut(index);
         if completion.extent.is_some() && slot.progress.extent.is_none() {
             slot.progress.extent = completion.extent;
         }
-        self.part_ended(index, completion.status);
+        self.part_ended_further(index, completion.status);
+    }
+
+    #[inline(never)]
+    fn part_ended_further(&mut self, index: SlotIndex, status: Status) {
+        self.part_ended(index, status);
     }
 
     /// An I/O of a request, or a change of metadata that it waits for, has ended.
@@ -361,6 +384,12 @@ impl Vbd {
     #[inline(always)]
     fn finished(&mut self, index: SlotIndex, status: Status) {
         self.slots.get_mut(index).status = status;
+        self.finish(index);
+    }
+
+    /// A request has ended, with the status that it has.
+    #[inline(always)]
+    fn finish(&mut self, index: SlotIndex) {
         self.slots.finish(index);
         self.last_end = self.now;
         self.watchdog_barked = false;

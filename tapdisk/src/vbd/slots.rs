@@ -177,9 +177,10 @@ impl Slots {
         fill: impl FnOnce(&mut Request),
     ) -> SlotIndex {
         let index = self.free.pop().expect("the caller asked for room");
-        self.running += 1;
-        self.sequence += 1;
-        let sequence = self.sequence;
+        // Neither can wrap: there are 256 slots, and 2^64 requests do not come.
+        self.running = self.running.wrapping_add(1);
+        let sequence = self.sequence.wrapping_add(1);
+        self.sequence = sequence;
         let slot = self.get_mut(index);
         fill(&mut slot.request);
         slot.place = Place::Running;
@@ -207,7 +208,8 @@ impl Slots {
         let place = std::mem::replace(&mut slot.place, Place::Finished);
         let is_change = slot.request.op.is_change();
         if place == Place::Running {
-            self.running -= 1;
+            // It is one of them.
+            self.running = self.running.wrapping_sub(1);
         } else {
             self.unlink(index, place);
         }
