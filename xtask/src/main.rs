@@ -92,7 +92,7 @@ fn help(_: &[String]) -> Result<()> {
         let left = format!("{} {}", command.name, command.arguments);
         println!("  {left:<44} {}", command.what);
     }
-    println!("\nstages of `test` (without one, all of them):");
+    println!("\nstages of `test` (without one, all of them but debug-kernel):");
     for stage in stages::all()? {
         println!("  {:<28} {}", stage.name, stage.what);
     }

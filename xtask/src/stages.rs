@@ -1,8 +1,8 @@
 //! The stages of `test` and the steps of `check`.
 //!
 //! A stage that needs a program which is neither there nor can be installed is skipped, with the
-//! reason. The first stage that fails ends the run. Without a stage's name all of them run, and
-//! cargo's own results are the last lines.
+//! reason. The first stage that fails ends the run. Without a stage's name all of them run but
+//! `debug-kernel`, which builds a kernel first, and cargo's own results are the last lines.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use crate::Result;
 use crate::background::Background;
-use crate::{command, fuzz, packages};
+use crate::{command, fuzz, packages, vm};
 
 /// A part of the tests that can be run alone.
 #[derive(Debug)]
@@ -33,6 +33,8 @@ enum Run {
         package: &'static str,
         file: String,
     },
+    /// The driver's tests on a kernel that watches itself, which is built first.
+    DebugKernel,
 }
 
 /// Packages with tests of their own that are no part of their library.
@@ -67,6 +69,12 @@ pub(crate) fn all() -> Result<Vec<Stage>> {
             stages.push(Stage { name, what, run: Run::File { package, file } });
         }
     }
+    // Beside all others: only by its name.
+    stages.push(stage(
+        "debug-kernel",
+        "The driver in `vm` on a kernel with lockdep and KASAN, which is built first. Not among all.",
+        Run::DebugKernel,
+    ));
     Ok(stages)
 }
 
@@ -116,6 +124,7 @@ pub(crate) fn test(arguments: &[String]) -> Result<()> {
                 Run::File { package, file } => {
                     command::run(cargo_test().args(["-p", package, "--test", file]))
                 }
+                Run::DebugKernel => debug_kernel(&mut Clock::new()),
             }
         }
         _ => Err("usage: cargo xtask test [STAGE]".into()),
@@ -180,6 +189,17 @@ fn prepare(clock: &mut Clock) -> Result<()> {
     clock.time("build", || {
         command::run(&mut command::cargo(["build", "--workspace", "--bins", "--quiet"]))
     })
+}
+
+fn debug_kernel(clock: &mut Clock) -> Result<()> {
+    clock.time("debug kernel", || vm::start(&["debug-kernel"]))?;
+    clock.time("driver", || {
+        let mut test = cargo_test();
+        test.args(["-p", MACHINES, "--test", "vm", "blktap::"]);
+        command::run(test.env("TAPDISK_VM_KERNEL", "debug"))
+    })?;
+    clock.table();
+    Ok(())
 }
 
 fn run_fuzz(clock: &mut Clock) -> Result<()> {

@@ -4,10 +4,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::host;
 use crate::modules::unpack_xz;
 use crate::packages::{self, Packages};
-use crate::{Result, VmError};
+use crate::{Result, VmError, debug_kernel, host};
 
 /// A kernel from a package.
 #[derive(Clone, Debug)]
@@ -21,8 +20,11 @@ pub(crate) struct Kernel {
 }
 
 impl Kernel {
-    /// The current one of Debian.
+    /// The current one of Debian, or the debug kernel where that is wanted.
     pub(crate) fn fetch() -> Result<Self> {
+        if debug_kernel::is_debug_kernel() {
+            return debug_kernel::fetch();
+        }
         let package = packages::kernel_package("image")?;
         let packages = Packages::fetch(&[&package])?;
         let top = packages.folder(&package)?;
@@ -74,13 +76,15 @@ pub fn build_module(source: &Path, name: &str) -> Result<PathBuf> {
     if host::find("gcc").is_none() || host::find("make").is_none() {
         return Err(VmError::Unavailable("a module needs gcc and make".into()));
     }
-    let headers = headers()?;
-    let folder = host::work_folder().join(format!("module-{name}"));
+    let (headers, folder) = if debug_kernel::is_debug_kernel() {
+        (debug_kernel::build_debug_kernel()?, format!("module-{name}-debug"))
+    } else {
+        (headers()?, format!("module-{name}"))
+    };
+    let folder = host::work_folder().join(folder);
     host::make_folder(&folder)?;
     // Another process may want the same one: it finds it built.
-    let path = folder.with_added_extension("lock");
-    let lock = fs::File::create(&path).and_then(|file| file.lock().map(|()| file));
-    let _lock = lock.map_err(|error| host::failed("Cannot lock", &path, &error))?;
+    let _lock = lock(&folder)?;
     // What is there already stays, with its time: it need not be built again.
     let copy = |path: &Path| {
         let to = folder.join(path.file_name().unwrap_or_default());
@@ -94,16 +98,28 @@ pub fn build_module(source: &Path, name: &str) -> Result<PathBuf> {
     for path in entries.flatten().map(|entry| entry.path()).filter(|path| path.is_file()) {
         copy(&path)?;
     }
-    let mut make = Command::new("make");
+    let mut make = make();
     make.arg("-C").arg(&headers).arg(format!("M={}", folder.display())).arg("modules");
-    // The make that runs us, if one does, is not this one's parent.
-    make.env_remove("MAKEFLAGS").env_remove("MFLAGS").env_remove("MAKELEVEL");
     host::capture(&mut make)?;
     let module = folder.join(format!("{name}.ko"));
     if module.is_file() {
         return Ok(module);
     }
     Err(VmError::Failed(format!("The build made no {}", module.display())))
+}
+
+/// `make`; the one that runs us, if one does, is not its parent.
+pub(crate) fn make() -> Command {
+    let mut make = Command::new("make");
+    make.env_remove("MAKEFLAGS").env_remove("MFLAGS").env_remove("MAKELEVEL");
+    make
+}
+
+/// Nobody else makes this folder until the file is dropped.
+pub(crate) fn lock(folder: &Path) -> Result<fs::File> {
+    let path = folder.with_added_extension("lock");
+    let lock = fs::File::create(&path).and_then(|file| file.lock().map(|()| file));
+    lock.map_err(|error| host::failed("Cannot lock", &path, &error))
 }
 
 /// Builds a test of one of our packages and returns the program, for [`crate::Plan::with_file`].
@@ -147,10 +163,7 @@ fn headers() -> Result<PathBuf> {
         return Ok(headers);
     }
     let work = host::new_folder(&packages::cache(), "headers")?;
-    for folder in packages.folders() {
-        let mut copy = Command::new("cp");
-        host::capture(copy.args(["-a", "--"]).arg(folder.join(".")).arg(&work))?;
-    }
+    packages.copy_to(&work)?;
     let makefile = work.join("usr/src").join(format!("linux-headers-{version}/Makefile"));
     let text = String::from_utf8_lossy(&host::read(&makefile)?).into_owned();
     let below = |path: &str| format!("{}{path}", together.display());

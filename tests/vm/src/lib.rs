@@ -16,6 +16,7 @@
 #![forbid(unsafe_code)]
 
 mod cpio;
+mod debug_kernel;
 mod files;
 mod guest;
 mod host;
@@ -27,9 +28,11 @@ mod plan;
 mod qemu;
 mod remote;
 mod shared;
+mod warnings;
 pub mod wire;
 mod xen;
 
+pub use debug_kernel::{build_debug_kernel, is_debug_kernel};
 pub use guest::Guest;
 pub use kernel::{build_module, build_test};
 pub use machine::Machine;

@@ -23,6 +23,9 @@ pub(crate) const PATH: &str = "/usr/sbin:/usr/bin:/sbin:/bin";
 /// Programs of this machine that every machine has: Debian has them everywhere.
 const PROGRAMS: [&str; 7] = ["bash", "stat", "flock", "mke2fs", "e2fsck", "debugfs", "resize2fs"];
 
+/// How long a person may take.
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+
 /// What QEMU ends with when the machine ended itself.
 const ORDERLY: i32 = 33;
 
@@ -356,11 +359,11 @@ impl Machine {
         let _ = asked.and_then(|running| running.wait(Duration::from_secs(20)));
     }
 
-    /// A shell on this process's terminal, until its end.
+    /// A shell on this process's terminal, until its end; its status.
     ///
     /// # Errors
     /// When the machine has no terminal, or is gone.
-    pub fn terminal(&self) -> Result<()> {
+    pub fn terminal(&self) -> Result<i32> {
         if !self.prepared.plan.has_terminal {
             return Err(VmError::Failed("The machine has no terminal".into()));
         }
@@ -369,12 +372,28 @@ impl Machine {
             Kind::Plain => "/dev/hvc0",
             Kind::Xen => "/dev/hvc1",
         };
+        // Not with `exec`: of the leader of a group, which a command is, setsid makes a child and
+        // ends at once, and the machine with it.
         let line = format!(
             "cd /; export HOME=/ TERM=${{TERM:-linux}} PS1='tapdisk-vm:\\w# '; \
-             exec setsid -c sh -i <{device} >{device} 2>&1"
+             setsid -c bash --norc -i <{device} >{device} 2>&1; exit $?"
         );
-        let day = Duration::from_secs(24 * 60 * 60);
-        self.remote.start(["sh", "-c", &line])?.wait(day).map(drop)
+        self.remote.start(["sh", "-c", &line])?.wait(DAY).map(|ran| ran.status)
+    }
+
+    /// Runs lines of shell as a person would type them, within a day; prints what they print when
+    /// they have ended. Returns the status of the last one.
+    ///
+    /// # Errors
+    /// When the machine is gone.
+    pub fn script(&self, lines: &[u8]) -> Result<i32> {
+        let running = self.remote.start(["bash"])?;
+        running.write_input(lines)?;
+        running.close_input()?;
+        let ran = running.wait(DAY)?;
+        print!("{}", ran.stdout);
+        eprint!("{}", ran.stderr);
+        Ok(ran.status)
     }
 
     /// Ends it in order.

@@ -62,6 +62,15 @@ impl Packages {
         self.folders.values().map(PathBuf::as_path)
     }
 
+    /// Puts all that they hold into one folder.
+    pub(crate) fn copy_to(&self, folder: &Path) -> Result<()> {
+        for top in self.folders() {
+            let mut copy = Command::new("cp");
+            host::capture(copy.args(["-a", "--"]).arg(top.join(".")).arg(folder))?;
+        }
+        Ok(())
+    }
+
     /// A program, by its name.
     pub(crate) fn program(&self, name: &str) -> Option<PathBuf> {
         const PLACES: [&str; 4] = ["bin", "sbin", "usr/bin", "usr/sbin"];

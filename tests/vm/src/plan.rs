@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use crate::debug_kernel::is_debug_kernel;
 use crate::machine::Machine;
 use crate::{Result, qemu};
 
@@ -60,6 +61,8 @@ impl Plan {
         // Two emulated processors of dom0 wait for each other's locks, and on a busy machine that
         // takes most of their time.
         let (label, memory_mib, processors) = match kind {
+            // What the debug kernel notes about memory and locks needs as much again.
+            Kind::Plain if is_debug_kernel() => ("plain", 2048, 2),
             Kind::Plain => ("plain", 1024, 2),
             Kind::Xen => ("xen", 2048, 1),
         };

@@ -7,6 +7,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use crate::debug_kernel::{SLOWER, is_debug_kernel};
 use crate::machine::{Machine, Prepared};
 use crate::plan::{Kind, Plan};
 use crate::remote::lock;
@@ -52,6 +53,7 @@ pub(crate) fn boot(plan: &Plan) -> Result<Machine> {
 fn start(plan: &Plan, accelerator: Accelerator) -> Result<Machine> {
     let limit = match accelerator {
         Accelerator::Kvm => BOOT_VIRTUALISED,
+        Accelerator::Tcg if is_debug_kernel() => BOOT_EMULATED * SLOWER,
         Accelerator::Tcg => BOOT_EMULATED,
     };
     Machine::start(&Prepared::new(plan)?, accelerator, limit)

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use tapdisk_tests::Ran;
 
+use crate::debug_kernel::{SLOWER, is_debug_kernel};
 use crate::wire::{self, CHUNK_BYTES};
 use crate::{Result, VmError};
 
@@ -299,6 +300,8 @@ impl Running {
         what: &str,
         is_enough: impl Fn(&Ran, bool) -> bool,
     ) -> Result<()> {
+        // Each access to memory is looked at.
+        let limit = if is_debug_kernel() { limit * SLOWER } else { limit };
         let end = Instant::now() + limit;
         while !is_enough(&self.ran, self.ended) {
             match self.events.recv_timeout(end.saturating_duration_since(Instant::now())) {
