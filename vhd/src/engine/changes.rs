@@ -55,13 +55,10 @@ pub(super) struct Change {
     pub(super) kind: Kind,
     /// What is known of the bits that are on the disk.
     pub(super) known: Known,
-    /// New, in a place of zeros, without a parent: all bits are set from the start.
+    /// New, in a place that was ready: zeros and a bitmap of ones are durable.
     pub(super) is_whole: bool,
     /// New, in a place of zeros that no request was sent to.
     pub(super) is_untouched: bool,
-    /// New, and whole only thanks to zeros that a failed fdatasync may have lost: it ends without
-    /// an entry, and until then nobody joins it.
-    pub(super) is_doomed: bool,
     /// The turn under way has it.
     pub(super) in_turn: bool,
     /// A write of its entry or of its bits failed: the disk may have it or not.
@@ -147,7 +144,6 @@ impl Changes {
             known,
             is_whole: false,
             is_untouched: false,
-            is_doomed: false,
             in_turn: false,
             in_doubt: false,
             is_named: false,

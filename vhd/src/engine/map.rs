@@ -3,6 +3,7 @@
 use super::cache::{Bitmap, Owner};
 use super::changes::{Change, Kind};
 use super::layer::{Block, Known, Layer};
+use super::ready::Place;
 use super::step::{StepId, What};
 use crate::bits;
 
@@ -185,10 +186,9 @@ impl Engine {
 
     /// A block that changes already.
     fn change_busy(&mut self, run: &Run, index: u16) -> Answer {
-        let Change { kind, known, place, in_doubt, is_doomed, .. } = *self.changes.get(index);
+        let Change { kind, known, place, in_doubt, .. } = *self.changes.get(index);
         match (kind, known) {
             (Kind::Free, _) => self.wait(),
-            (Kind::New, _) if is_doomed => self.wait(),
             (kind, _) if run.op == Op::Trim && (kind == Kind::New || in_doubt) => {
                 Answer::Zero { count: u64::from(run.count) }
             }
@@ -268,32 +268,43 @@ impl Engine {
         if !self.changes.has_change() || !self.changes.has_claim() {
             return self.wait_for_table();
         }
-        let has_parent = self.layers.len() > 1;
-        let Some((place, is_zero)) = self.leaf_space().take(!has_parent) else {
+        match self.write.as_mut().expect("a leaf that is changed").take_ready() {
+            Place::At(place) => {
+                let index = self.begin_new(run.block, place, Known::Nothing);
+                self.changes.get_mut(index).is_whole = true;
+                self.changes.get_mut(index).is_untouched = true;
+                self.claim(run, index, count as u32)
+            }
+            Place::Wait => self.wait(),
+            Place::Fail(errno) => Answer::Fail(errno),
+            Place::Other => self.begin_exact(run, count as u32),
+        }
+    }
+
+    /// A new block that gets the bits of what is written to it, no others.
+    fn begin_exact(&mut self, run: &Run, count: u32) -> Answer {
+        let Some((place, is_zero)) = self.leaf_space().take() else {
             if self.wants_requests() {
                 return self.wait();
             }
             let is_at_limit = self.leaf_space().is_at_limit();
             return Answer::Fail(if is_at_limit { Errno::EFBIG } else { Errno::ENOSPC });
         };
-        let is_whole = is_zero && !has_parent;
-        let known = if is_whole {
-            Known::Nothing
-        } else {
-            let owner = Owner { layer: 0, block: run.block as u32 };
-            let Some(slot) = self.take_slot(owner) else {
-                self.leaf_space().give_back(place);
-                return self.wait();
-            };
-            self.cache.get_mut(slot).fill(0);
-            Known::Slot(slot)
+        let owner = Owner { layer: 0, block: run.block as u32 };
+        let Some(slot) = self.take_slot(owner) else {
+            self.leaf_space().give_back(place);
+            return self.wait();
         };
-        let index = self.begin(run.block, 0, Kind::New, known);
-        let change = self.changes.get_mut(index);
-        change.place = place;
-        change.is_whole = is_whole;
-        change.is_untouched = is_zero;
-        self.claim(run, index, count as u32)
+        self.cache.get_mut(slot).fill(0);
+        let index = self.begin_new(run.block, place, Known::Slot(slot));
+        self.changes.get_mut(index).is_untouched = is_zero;
+        self.claim(run, index, count)
+    }
+
+    fn begin_new(&mut self, block: usize, place: u32, known: Known) -> u16 {
+        let index = self.begin(block, 0, Kind::New, known);
+        self.changes.get_mut(index).place = place;
+        index
     }
 
     /// The table of changes is full. With entries in doubt only, nobody would ever make room.

@@ -34,6 +34,7 @@ mod cache;
 mod changes;
 mod layer;
 mod map;
+mod ready;
 mod session;
 mod setup;
 mod space;
@@ -45,6 +46,7 @@ use std::collections::VecDeque;
 use cache::{Cache, Owner};
 use changes::{CHANGES_MAX, CLAIMS_MAX, Change, Changes, Kind, Stage};
 use layer::{Block, Known, Layer};
+use ready::Ready;
 pub use session::{FileStep, Found, closing, opening};
 pub use setup::{
     BatmapSetup, Growth, LayerFormat, LayerSetup, Rule, Setup, SetupError, WriteSetup,
@@ -186,6 +188,7 @@ struct Write {
     batmap: Option<BatmapSetup>,
     space: Space,
     turn: Turn,
+    ready: Ready,
     /// Places being punched, by the index of their step.
     cleaning: Vec<Option<u32>>,
 }
@@ -215,7 +218,9 @@ impl Engine {
             Some(LayerFormat::Blocks { data_sector, .. }) => *data_sector,
             _ => 0,
         };
-        let write = setup.write.map(|write| Write::new(write, leaf, without, data_sector));
+        let has_parent = setup.layers.len() > 1;
+        let write =
+            setup.write.map(|write| Write::new(write, leaf, has_parent, without, data_sector));
         if write.is_some() {
             // It is as long as it has to be, and grows.
             leaf.file_sectors = u64::MAX;
@@ -232,7 +237,7 @@ impl Engine {
             without,
             loads: vec![None; LOADS_MAX],
             free_loads: (0..LOADS_MAX as u16).rev().collect(),
-            steps: VecDeque::with_capacity(turn::STEPS_MAX + LOADS_MAX),
+            steps: VecDeque::with_capacity(turn::STEPS_MAX + ready::STEPS_MAX + LOADS_MAX),
             settled: VecDeque::with_capacity(usize::from(CLAIMS_MAX)),
             is_awaited: false,
             is_woken: false,
@@ -250,11 +255,7 @@ impl Engine {
         if let Err(errno) = result {
             return self.settle(claim.0, Err(errno));
         }
-        let Change { kind, known, in_doubt, is_doomed, .. } = *self.changes.get(change);
-        if is_doomed {
-            let errno = self.lost.expect("only a loss dooms a block");
-            return self.settle(claim.0, Err(errno));
-        }
+        let Change { kind, known, in_doubt, .. } = *self.changes.get(change);
         if kind == Kind::Partial && known == Known::Whole && !in_doubt {
             // The block became whole while the data was on its way: nothing more to write.
             return self.settle(claim.0, Ok(()));
@@ -354,13 +355,14 @@ impl Engine {
         if let Some(write) = &mut self.write {
             write.space.order_failed();
             write.turn.spoil(errno);
+            write.ready.spoil(errno);
             let is_ordered = write.turn.is_ordered();
             for change in self.changes.all_mut() {
                 // Zeros that were punched into its place may be lost too. Those of a turn that has
-                // passed its own fdatasync were made durable by that.
-                if change.kind == Kind::New && !change.in_doubt && !(change.in_turn && is_ordered) {
+                // passed its own fdatasync were made durable by that, those of a ready place before.
+                let is_durable = change.is_whole || change.in_turn && is_ordered;
+                if change.kind == Kind::New && !change.in_doubt && !is_durable {
                     change.is_untouched = false;
-                    change.is_doomed = change.is_whole;
                 }
             }
         }
@@ -444,7 +446,9 @@ impl Engine {
         let steps = self.steps.len();
         writeln!(out, "  {loads} bitmaps being read, {steps} steps to do, lost {:?}", self.lost)?;
         match &self.write {
-            Some(write) => writeln!(out, "  turn {:?}, places {:?}", write.turn, write.space),
+            Some(Write { turn, space, ready, .. }) => {
+                writeln!(out, "  turn {turn:?}, places {space:?}, being made ready {ready:?}")
+            }
             None => Ok(()),
         }
     }

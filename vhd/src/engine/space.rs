@@ -3,6 +3,7 @@
 //! A place is the sector of a bitmap; the data behind it begins on 4096 bytes.
 
 use super::changes::CHANGES_MAX;
+use super::ready::READY_MAX;
 use super::setup::{Growth, Rule};
 
 /// Sectors of 4096 bytes.
@@ -39,15 +40,20 @@ pub(super) struct Space {
     clean: Vec<u32>,
     /// Places that hold anything.
     dirty: Vec<u32>,
+    /// Places of durable zeros with a durable bitmap of ones.
+    ready: Vec<u32>,
+    /// Of the disk.
+    blocks: u64,
     quarantine: Vec<Gone>,
     without: Option<Rule>,
 }
 
 impl std::fmt::Debug for Space {
     fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { end, clean, dirty, quarantine, .. } = self;
-        let (clean, dirty, quarantine) = (clean.len(), dirty.len(), quarantine.len());
-        write!(out, "up to sector {end}, {clean} clean, {dirty} free, {quarantine} going")
+        let Self { end, clean, dirty, ready, quarantine, .. } = self;
+        let [clean, dirty, ready] = [clean, dirty, ready].map(Vec::len);
+        let going = quarantine.len();
+        write!(out, "up to sector {end}, {ready} ready, {clean} clean, {dirty} free, {going} going")
     }
 }
 
@@ -70,6 +76,8 @@ impl Space {
             footer: 0,
             clean: Vec::new(),
             dirty: Vec::new(),
+            ready: Vec::with_capacity(READY_MAX),
+            blocks: blocks as u64,
             quarantine: Vec::with_capacity(QUARANTINE_MAX),
             without,
         };
@@ -87,7 +95,7 @@ impl Space {
         space.footer = space.end;
         // Each block may be freed, and each place given back: no allocation then. Memory that is
         // not touched costs nothing.
-        let most = blocks + usize::from(CHANGES_MAX) + space.dirty.len();
+        let most = blocks + usize::from(CHANGES_MAX) + READY_MAX + space.dirty.len();
         space.dirty.reserve(most);
         space.clean.reserve(most);
         space
@@ -108,21 +116,45 @@ impl Space {
     }
 
     /// A place, and whether it reads as zeros; `None` when there is none left.
-    pub(super) fn take(&mut self, want_zeros: bool) -> Option<(u32, bool)> {
+    pub(super) fn take(&mut self) -> Option<(u32, bool)> {
         let is_file = matches!(self.growth, Growth::File { .. });
-        if !want_zeros && let Some(place) = self.dirty.pop() {
+        if let Some(place) = self.dirty.pop() {
             return Some((place, false));
         }
         if let Some(place) = self.clean.pop() {
             return Some((place, true));
         }
-        if is_file && let Some(place) = self.grow() {
-            return Some((place, true));
-        }
-        if let Some(place) = self.dirty.pop() {
-            return Some((place, false));
-        }
         self.grow().map(|place| (place, is_file))
+    }
+
+    /// How many are ready.
+    pub(super) fn ready(&self) -> usize {
+        self.ready.len()
+    }
+
+    /// A place that is ready.
+    pub(super) fn take_ready(&mut self) -> Option<u32> {
+        self.ready.pop()
+    }
+
+    /// It is ready.
+    pub(super) fn add_ready(&mut self, place: u32) {
+        self.ready.push(place);
+    }
+
+    /// Whether there is a place that could be made ready.
+    pub(super) fn can_make_ready(&self) -> bool {
+        !self.clean.is_empty() || self.next() <= PLACE_MAX
+    }
+
+    /// A place that reads as zeros, to be made ready. Ahead of need the file grows to as many
+    /// places as the disk has blocks, and not further.
+    pub(super) fn take_to_make_ready(&mut self, is_needed: bool) -> Option<u32> {
+        if let Some(place) = self.clean.pop() {
+            return Some(place);
+        }
+        let places = (self.end - self.start) / (self.block_sectors + 1).next_multiple_of(ALIGNMENT);
+        (is_needed || places < self.blocks).then(|| self.grow()).flatten()
     }
 
     fn grow(&mut self) -> Option<u32> {
@@ -255,33 +287,33 @@ mod tests {
     #[test]
     fn data_begins_on_4096_bytes_and_the_old_footer_ends_up_in_a_gap() {
         let mut space = file(&[]);
-        assert_eq!(space.take(true), Some((15, true)));
-        assert_eq!(space.take(true), Some((31, true)));
+        assert_eq!(space.take(), Some((15, true)));
+        assert_eq!(space.take(), Some((31, true)));
         assert_eq!(space.footer_to_write().unwrap().0, 40);
         space.footer_written(40);
         assert!(space.footer_to_write().is_none());
-        assert_eq!(space.take(true), Some((47, true)));
+        assert_eq!(space.take(), Some((47, true)));
     }
 
     #[test]
     fn gaps_of_an_earlier_session_are_places_of_unknown_contents() {
         let mut space = file(&[47, 79]);
-        let mut found: Vec<_> = (0..3).filter_map(|_| space.take(false)).collect();
+        let mut found: Vec<_> = (0..3).filter_map(|_| space.take()).collect();
         found.sort_unstable();
         assert_eq!(found, [(15, false), (31, false), (63, false)]);
-        assert_eq!(space.take(false), Some((95, true)));
+        assert_eq!(space.take(), Some((95, true)));
     }
 
     #[test]
     fn a_device_ends_before_its_footer() {
         let growth = Growth::Device { end_sector: 40 };
         let mut space = Space::new(&[], 100, 10, 8, growth, None);
-        assert_eq!(space.take(true), Some((15, false)));
-        assert_eq!(space.take(true), Some((31, false)));
-        assert_eq!(space.take(true), None);
+        assert_eq!(space.take(), Some((15, false)));
+        assert_eq!(space.take(), Some((31, false)));
+        assert_eq!(space.take(), None);
         assert!(!space.is_at_limit(), "a volume can be made larger");
         space.give_back(31);
-        assert_eq!(space.take(true), Some((31, false)));
+        assert_eq!(space.take(), Some((31, false)));
         assert!(space.footer_to_write().is_none());
     }
 
@@ -290,9 +322,9 @@ mod tests {
         let last = u32::MAX - 8;
         let mut space = file(&[last]);
         assert_eq!(space.dirty.len(), 100, "no more gaps than blocks");
-        assert_eq!(space.take(true).map(|(_, zeros)| zeros), Some(false), "a gap");
+        assert_eq!(space.take().map(|(_, zeros)| zeros), Some(false), "a gap");
         space.dirty.clear();
-        assert_eq!(space.take(true), None);
+        assert_eq!(space.take(), None);
         assert!(space.is_at_limit());
     }
 
@@ -303,7 +335,7 @@ mod tests {
         space.free(15);
         space.order_failed();
         assert!(!space.is_waiting());
-        assert_eq!(space.take(false), Some((31, false)), "it may hold anything");
+        assert_eq!(space.take(), Some((31, false)), "it may hold anything");
     }
 
     #[test]

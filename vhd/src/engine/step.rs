@@ -35,6 +35,12 @@ pub(super) enum What {
     Bat,
     /// Zeros over a free place: index of the cleaning.
     Clean,
+    /// Ones for a place that is being made ready: its index in the round.
+    ReadyBitmap,
+    /// The end footer, of a round.
+    ReadyFooter,
+    /// The fdatasync of a round.
+    ReadyOrder,
 }
 
 /// I/O that the engine wants; of the leaf, but for reads.
@@ -123,7 +129,15 @@ impl Engine {
                 let batmap = write.batmap.as_ref().expect("not emptied yet");
                 Action::Write { sector: batmap.header_sector, bytes: batmap.empty_header }
             }
-            What::Order => Action::Flush,
+            What::Order | What::ReadyOrder => Action::Flush,
+            What::ReadyBitmap => {
+                let sector = u64::from(write.ready.place(index));
+                Action::Write { sector, bytes: self.bitmap_of_ones() }
+            }
+            What::ReadyFooter => {
+                let (sector, bytes) = write.ready.footer.expect("decided when the round began");
+                Action::Write { sector, bytes }
+            }
             What::Bat => {
                 let sector = write.table_sector + u64::from(id.index);
                 Action::Write { sector, bytes: self.table_sector_of(id.index) }
@@ -137,14 +151,17 @@ impl Engine {
         }
     }
 
+    fn bitmap_of_ones(&self) -> [u8; 512] {
+        let mut bytes = [0; 512];
+        bits::set_range(&mut bytes, 0..self.layers[0].block_sectors());
+        bytes
+    }
+
     /// The bitmap of a changing block with the bits of this turn.
     fn bitmap_of(&self, index: u16) -> [u8; 512] {
         let change = self.changes.get(index);
-        let sectors = self.layers[0].block_sectors();
         if change.is_whole || change.known == Known::Whole {
-            let mut bytes = [0; 512];
-            bits::set_range(&mut bytes, 0..sectors);
-            return bytes;
+            return self.bitmap_of_ones();
         }
         let mut bytes = match change.known {
             Known::Slot(slot) => *self.cache.get(slot),
@@ -197,6 +214,9 @@ impl Engine {
             (What::Load, Ok(None)) => panic!("a read brings bytes"),
             (What::Load, Err(errno)) => self.loaded(id.index as u16, Err(errno)),
             (What::Clean, result) => self.cleaned(id.index, result.is_ok()),
+            (What::ReadyBitmap | What::ReadyFooter | What::ReadyOrder, result) => {
+                self.ready_step_ended(id, result.map(|_| ()));
+            }
             (_, result) => self.turn_step_ended(id, result.map(|_| ())),
         }
     }

@@ -6,6 +6,7 @@ use crate::bits;
 
 use super::changes::{CHANGES_MAX, Change, Kind, Stage};
 use super::layer::{Block, Known, Layer};
+use super::ready::Ready;
 use super::setup::{Growth, Rule, WriteSetup};
 use super::space::Space;
 use super::step::{StepId, What};
@@ -41,6 +42,8 @@ pub(super) struct Turn {
     sectors: Vec<u32>,
     /// The footer that it writes, and where.
     pub(super) footer: Option<(u64, [u8; 512])>,
+    /// Its blocks with exact bits may lie where the file has to grow.
+    has_new: bool,
     /// It empties the batmap.
     empties_batmap: bool,
     /// Sequence of metadata writes that its fdatasync covers.
@@ -66,6 +69,11 @@ impl Turn {
         self.phase == Phase::Commit
     }
 
+    /// Whether it may make the file longer.
+    pub(super) fn has_new(&self) -> bool {
+        self.phase != Phase::Idle && self.has_new
+    }
+
     /// An fdatasync failed, its own or that of a request.
     pub(super) fn spoil(&mut self, errno: Errno) {
         if matches!(self.phase, Phase::Prepare | Phase::Order) {
@@ -78,6 +86,7 @@ impl Write {
     pub(super) fn new(
         setup: WriteSetup,
         leaf: &Layer,
+        has_parent: bool,
         without: Option<Rule>,
         data_sector: u64,
     ) -> Self {
@@ -93,6 +102,7 @@ impl Write {
             table_sector: setup.table_sector,
             table_entries: setup.table_entries,
             batmap: setup.batmap,
+            ready: Ready::new(&setup.growth, has_parent),
             space: Space::new(
                 &places,
                 blocks,
@@ -107,6 +117,7 @@ impl Write {
                 members: Vec::with_capacity(most),
                 sectors: Vec::with_capacity(most),
                 footer: None,
+                has_new: false,
                 empties_batmap: false,
                 covers: 0,
                 spoiled: None,
@@ -119,6 +130,11 @@ impl Write {
 }
 
 impl Change {
+    /// A new block whose bitmap the next turn writes, where nothing points at it.
+    fn is_new_and_exact(&self) -> bool {
+        self.kind == Kind::New && !self.is_whole && !self.in_doubt
+    }
+
     /// The entry that the table gets from this turn; `None` when it stays.
     pub(super) fn entry_after_turn(&self) -> Option<u32> {
         match self.kind {
@@ -138,12 +154,20 @@ impl Engine {
         if self.is_changed {
             self.clean();
         }
+        self.make_ready();
         let has_written = self.changes.written > 0;
         let write = self.writer();
         let wanted = has_written || write.turn.retry || write.space.needs_order();
-        if write.turn.phase == Phase::Idle && wanted {
+        // A round under way may make the file longer, and so may a turn.
+        let is_free = write.ready.is_idle() || !self.has_new_in_wait();
+        if self.writer().turn.phase == Phase::Idle && wanted && is_free {
             self.begin_turn();
         }
+    }
+
+    /// Whether a turn that began now would have a new block with exact bits.
+    fn has_new_in_wait(&self) -> bool {
+        self.changes.all().any(|(_, change)| change.written > 0 && change.is_new_and_exact())
     }
 
     fn writer(&mut self) -> &mut Write {
@@ -159,7 +183,8 @@ impl Engine {
         }
         let is_reading = self.free_loads.len() < self.loads.len();
         let is_writing = self.write.as_ref().is_some_and(|write| {
-            write.turn.phase != Phase::Idle || write.cleaning.iter().any(Option::is_some)
+            let is_cleaning = write.cleaning.iter().any(Option::is_some);
+            write.turn.phase != Phase::Idle || !write.ready.is_idle() || is_cleaning
         });
         !is_reading && !is_writing && self.changes.is_unclaimed()
     }
@@ -220,7 +245,7 @@ impl Engine {
             change.is_named = false;
             change.bits_failed = false;
             change.failed = None;
-            has_new |= change.kind == Kind::New && !change.in_doubt;
+            has_new |= change.is_new_and_exact();
             has_free |= change.kind == Kind::Free;
         }
         let empties_batmap =
@@ -232,6 +257,7 @@ impl Engine {
         turn.phase = Phase::Prepare;
         turn.left = 0;
         turn.spoiled = None;
+        turn.has_new = has_new;
         self.prepare(has_new);
         if self.writer().turn.left == 0 {
             self.order();
@@ -241,11 +267,11 @@ impl Engine {
     fn prepare(&mut self, has_new: bool) {
         for at in 0..self.writer().turn.members.len() {
             let member = self.writer().turn.members[at];
-            let Change { kind, in_doubt, .. } = *self.changes.get(member);
+            let change = self.changes.get(member);
             // An entry in doubt may be on the disk: then R1 counts for the block's bitmap.
-            if kind == Kind::New && !in_doubt {
+            if change.is_new_and_exact() {
                 self.push(What::NewBitmap, u32::from(member));
-            } else if kind == Kind::Partial && !self.keeps(Rule::DataBeforeBits) {
+            } else if change.kind == Kind::Partial && !self.keeps(Rule::DataBeforeBits) {
                 self.push(What::Bitmap, u32::from(member));
             }
         }
@@ -267,8 +293,15 @@ impl Engine {
     fn order(&mut self) {
         let covers = self.written;
         let write = self.write.as_mut().expect("a leaf that is changed");
-        let points =
-            write.turn.members.iter().any(|member| self.changes.get(*member).kind != Kind::Free);
+        let points = write.turn.members.iter().any(|member| {
+            let change = self.changes.get(*member);
+            match change.kind {
+                // All that its entry points at was durable when the place was ready.
+                Kind::New => !change.is_whole || change.in_doubt,
+                Kind::Partial => true,
+                Kind::Free => false,
+            }
+        });
         if !points && !write.turn.empties_batmap && !write.space.needs_order() {
             return self.commit();
         }
