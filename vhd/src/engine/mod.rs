@@ -47,7 +47,7 @@ use cache::{Cache, Owner};
 use changes::{CHANGES_MAX, CLAIMS_MAX, Change, Changes, Kind, Stage};
 use layer::{Block, Known, Layer};
 use ready::Ready;
-pub use session::{FileStep, Found, closing, opening};
+pub use session::{FileStep, Found, opening};
 pub use setup::{
     BatmapSetup, Growth, LayerFormat, LayerSetup, Rule, Setup, SetupError, WriteSetup,
 };
@@ -349,6 +349,12 @@ impl Engine {
         result.and(lost.map_or(Ok(()), Err))
     }
 
+    /// How the first fdatasync failed that did: what had ended before it may be lost.
+    #[must_use]
+    pub fn lost(&self) -> Option<Errno> {
+        self.lost
+    }
+
     /// An fdatasync has failed.
     fn lose(&mut self, errno: Errno) {
         self.lost.get_or_insert(errno);
@@ -358,8 +364,9 @@ impl Engine {
             write.ready.spoil(errno);
             let is_ordered = write.turn.is_ordered();
             for change in self.changes.all_mut() {
-                // Zeros that were punched into its place may be lost too. Those of a turn that has
-                // passed its own fdatasync were made durable by that, those of a ready place before.
+                // Zeros that were punched into its place may be lost too. Those of a turn that
+                // has passed its own fdatasync were made durable by that, those of a ready place
+                // before.
                 let is_durable = change.is_whole || change.in_turn && is_ordered;
                 if change.kind == Kind::New && !change.in_doubt && !is_durable {
                     change.is_untouched = false;

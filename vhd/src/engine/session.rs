@@ -1,6 +1,33 @@
 //! Open and close of a leaf that is changed: the writes before the first request and after the
 //! last, as a list that its owner works through in order. See docs/durability.md, "Open and close".
 
+use super::Engine;
+
+impl Engine {
+    /// What to do after the last change, in a file that has this footer. `batmap`: parts of the
+    /// file and what they become.
+    ///
+    /// Nothing that depends on what the disk says, when an fdatasync has failed: a table that it
+    /// lost may name places that the one in memory does not, and sectors that are whole in memory
+    /// may not be there. The next open finds the file as after a kill.
+    ///
+    /// # Panics
+    /// When blocks of an image without blocks have changed.
+    #[must_use]
+    pub fn closing(
+        &self,
+        footer: &[u8; 512],
+        is_device: bool,
+        batmap: Vec<(u64, Vec<u8>)>,
+    ) -> Vec<FileStep> {
+        if !self.is_changed() || self.lost().is_some() {
+            return vec![FileStep::Flush];
+        }
+        let end = self.end_sector().expect("an image whose blocks change has some");
+        closing(footer, end, is_device, batmap)
+    }
+}
+
 /// One thing to do to the leaf's file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum FileStep {
@@ -66,8 +93,7 @@ pub fn opening(found: &Found<'_>) -> Vec<FileStep> {
 
 /// What to do after the last change. `batmap`: parts of the file and what they become. A device's
 /// footer is where it was.
-#[must_use]
-pub fn closing(
+fn closing(
     footer: &[u8; 512],
     end_sector: u64,
     is_device: bool,

@@ -3,7 +3,7 @@
 
 use vhd::engine::{
     BatmapSetup, Engine, FileStep, Found, Growth, LayerFormat, LayerSetup, Rule, Setup, WriteSetup,
-    closing, opening,
+    opening,
 };
 use vhd::testing::{Effect, SECTOR, Value, bytes_of, value, value_of};
 
@@ -226,9 +226,6 @@ impl Shape {
 
     /// What a close does.
     pub(crate) fn closing(&self, engine: &Engine) -> Vec<FileStep> {
-        if !engine.is_changed() {
-            return Vec::new();
-        }
         let mut map = vec![0; SECTOR];
         for block in 0..self.blocks as u32 {
             if engine.is_whole(block) {
@@ -238,8 +235,7 @@ impl Shape {
         let header = batmap_header(&map).to_vec();
         let batmap =
             vec![((BATMAP * SECTOR) as u64, map), ((BATMAP_HEADER * SECTOR) as u64, header)];
-        let end = engine.end_sector().expect("it was changed");
-        closing(&footer(), end, self.device.is_some(), batmap)
+        engine.closing(&footer(), self.device.is_some(), batmap)
     }
 
     /// The disk as an independent, simple reader finds it in the leaf's file.

@@ -4,7 +4,7 @@
 use nix::errno::Errno;
 use vhd::batmap::{self, BatmapHeader};
 use vhd::bits;
-use vhd::engine::{Engine, FileStep, closing};
+use vhd::engine::{Engine, FileStep};
 use vhd_files::file::ImageFile;
 
 use crate::error::DiskError;
@@ -38,16 +38,15 @@ pub(super) fn run(file: &ImageFile, steps: &[FileStep]) -> Result<(), DiskError>
 }
 
 impl Session {
-    /// What follows the last change; nothing when there was none but data.
+    /// What follows the last change; an error also when an fdatasync failed before: what was
+    /// written may be lost, although it can be read.
     pub(super) fn close(&self, engine: &Engine) -> Result<(), DiskError> {
-        if !engine.is_changed() {
-            return run(&self.file, &[FileStep::Flush]);
-        }
-        let end = engine.end_sector().ok_or_else(|| {
-            DiskError::new(Errno::EINVAL, "The image has no blocks, and yet they changed")
-        })?;
-        let steps = closing(&self.footer, end, self.file.is_device(), self.batmap_of(engine));
-        run(&self.file, &steps)
+        let batmap = if engine.is_changed() { self.batmap_of(engine) } else { Vec::new() };
+        run(&self.file, &engine.closing(&self.footer, self.file.is_device(), batmap))?;
+        engine.lost().map_or(Ok(()), |errno| {
+            let what = "The storage may have lost what was written since the image was opened";
+            Err(DiskError::new(Errno::from_raw(errno.0), what).at(self.file.path()))
+        })
     }
 
     /// The batmap as it is now, and its header.
