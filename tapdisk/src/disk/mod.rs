@@ -97,6 +97,10 @@ impl Disk {
         self.vbd.set_now(clock());
         let reaped = self.vbd.reap();
         self.pace.reaped(reaped);
+        if let Some(door) = &mut self.nbd {
+            // Before what waits is tried again.
+            door.abandon(&mut self.vbd.intake(NBD));
+        }
         let stuck = self.vbd.maintain();
         let before = self.vbd.outstanding();
         let mut more = self.pull();

@@ -40,6 +40,11 @@ pub trait Intake {
     /// When there is no room.
     fn start(&mut self, fill: impl FnOnce(&mut Request));
 
+    /// The peer of this door that has this number is gone. What of it waits to be tried again ends:
+    /// nobody wants it any more, and its next connection, where it asks anew, must not be overtaken
+    /// by it. Returns whether changes of it are still under way.
+    fn abandon(&mut self, peer: u16) -> bool;
+
     /// The disk's memory.
     fn memory(&mut self) -> &mut Memory;
 

@@ -24,6 +24,8 @@ pub(crate) struct MockIntake {
     pub(crate) started: Vec<Request>,
     /// What the next requests end with instead of being done.
     pub(crate) failures: Vec<Errno>,
+    /// Whose requests are not to be tried again.
+    pub(crate) abandoned: Vec<u16>,
 }
 
 impl MockIntake {
@@ -38,6 +40,7 @@ impl MockIntake {
             running: Vec::new(),
             started: Vec::new(),
             failures: Vec::new(),
+            abandoned: Vec::new(),
         }
     }
 
@@ -128,6 +131,14 @@ impl Intake for MockIntake {
         }
         self.running.push(request);
         self.started.push(request);
+    }
+
+    fn abandon(&mut self, peer: u16) -> bool {
+        if !self.abandoned.contains(&peer) {
+            self.abandoned.push(peer);
+        }
+        let is_of = |request: &&Request| request.token.peer == peer;
+        self.running.iter().filter(is_of).any(|request| request.op.is_change())
     }
 
     fn memory(&mut self) -> &mut Memory {

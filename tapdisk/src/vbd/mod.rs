@@ -568,6 +568,10 @@ impl Intake for VbdIntake<'_> {
         self.vbd.start(index);
     }
 
+    fn abandon(&mut self, peer: u16) -> bool {
+        self.vbd.abandon(self.door, peer)
+    }
+
     #[inline]
     fn memory(&mut self) -> &mut Memory {
         &mut self.vbd.memory

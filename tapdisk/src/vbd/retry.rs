@@ -11,11 +11,12 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 
-use super::slots::{COUNT, Place, SlotIndex};
-use super::{RETRY_INTERVAL, Vbd};
+use super::slots::{COUNT, Place, Slot, SlotIndex};
+use super::{DoorIndex, RETRY_INTERVAL, Vbd};
 use crate::chain::FlushPart;
 use crate::error::DiskError;
 use crate::request::{Op, Request};
+use crate::status::Status;
 use crate::time::Now;
 
 /// The environment's `--retry`.
@@ -217,6 +218,27 @@ impl Vbd {
             }
         }
         fate
+    }
+
+    /// Ends what of a peer that is gone waits to be tried again; whether changes of it are under
+    /// way. A write of it that is tried later than one of whoever came after it would undo that.
+    #[cold]
+    pub(super) fn abandon(&mut self, door: DoorIndex, peer: u16) -> bool {
+        let mut is_under_way = false;
+        for index in 0..=SlotIndex::MAX {
+            let Slot { request, place, door: its_door, .. } = self.slots.get(index);
+            if *its_door != door || request.token.peer != peer {
+                continue;
+            }
+            match place {
+                Place::Free | Place::Finished => {}
+                Place::Parked | Place::AwaitingSpace => {
+                    self.finished(index, Status::Failed(Errno::ESHUTDOWN));
+                }
+                _ => is_under_way |= request.op.is_change(),
+            }
+        }
+        is_under_way
     }
 
     /// How many requests wait until the storage has space, the one that looks for it included: the

@@ -106,6 +106,8 @@ pub(super) struct Client {
     /// Bytes of the buffers of its requests.
     pub(super) held: u32,
     pub(super) outbox: Outbox,
+    /// No request of it was taken.
+    is_new: bool,
     /// Remembered readiness.
     pub(super) readable: bool,
     pub(super) writable: bool,
@@ -143,6 +145,7 @@ impl Client {
             running: 0,
             held: 0,
             outbox: Outbox::new(config.requests_per_client),
+            is_new: true,
             readable: false,
             writable: false,
             watches_writable: false,
@@ -163,6 +166,7 @@ impl Client {
         self.partial = None;
         self.ahead.start_over();
         self.writes_large = false;
+        self.is_new = true;
         // What came before the registration is not announced.
         self.readable = true;
         self.writable = true;
@@ -188,7 +192,15 @@ impl Client {
         let result = match self.phase {
             Phase::Fresh => Ok(self.greet(shared)),
             Phase::Handshake => self.negotiate(shared, intake),
-            Phase::Transmission if !shared.suspended => self.take_requests(shared, intake),
+            Phase::Transmission if shared.suspended => Ok(Turn::Idle),
+            Phase::Transmission if self.is_new && shared.leaves_changes => {
+                shared.blocked = true;
+                Ok(Turn::Idle)
+            }
+            Phase::Transmission => {
+                self.is_new = false;
+                self.take_requests(shared, intake)
+            }
             Phase::Closing if !shared.suspended => {
                 self.look_further(shared, intake);
                 Ok(Turn::Idle)

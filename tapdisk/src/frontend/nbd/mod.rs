@@ -288,9 +288,8 @@ impl NbdDoor {
     }
 
     fn take_in(&mut self, stream: UnixStream, memory: &mut Memory) {
-        if self.vacant().is_none() {
-            self.let_ended_go(memory);
-        }
+        // It may be a client that comes back: then it has to be known that it was gone.
+        self.let_ended_go(memory);
         if self.vacant().is_none() {
             self.evict(memory);
         }
@@ -311,6 +310,20 @@ impl NbdDoor {
             }
         }
         self.bury(memory);
+    }
+
+    /// Ends what clients that are gone wanted, as far as it waits. Who came after them is served
+    /// when their changes have ended: he may be one of them, and ask for other changes there.
+    pub fn abandon(&mut self, intake: &mut impl Intake) {
+        self.shared.leaves_changes = false;
+        if !self.shared.has_dead {
+            return;
+        }
+        for number in &self.live {
+            if self.clients[usize::from(*number)].phase == Phase::Dead {
+                self.shared.leaves_changes |= intake.abandon(*number);
+            }
+        }
     }
 
     /// Lets go of the connection that has been silent in its handshake for longest, if long enough.
@@ -385,6 +398,7 @@ impl Frontend for NbdDoor {
         self.shared.forgive_pause();
         self.accept(intake.memory());
         self.expire(intake.memory());
+        self.abandon(intake);
         let count = self.live.len();
         self.first = if self.first + 1 < count { self.first + 1 } else { 0 };
         let mut more = count > 0;

@@ -27,6 +27,8 @@ pub(super) struct Shared {
     pub(super) out_of_room: bool,
     /// Whether a client is to be taken off the list.
     pub(super) has_dead: bool,
+    /// Whether changes of clients that are gone are under way.
+    pub(super) leaves_changes: bool,
     /// An option's payload while it is looked at.
     pub(super) scratch: Box<[u8]>,
     /// Buffers of requests that are out, of all clients.
@@ -71,6 +73,7 @@ impl Shared {
             released: false,
             out_of_room: false,
             has_dead: false,
+            leaves_changes: false,
             scratch: vec![0; handshake::OPTION_BYTES_MAX as usize].into(),
             buffers: 0,
             waiter: None,

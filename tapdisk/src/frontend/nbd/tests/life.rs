@@ -351,6 +351,40 @@ fn a_place_is_not_given_away_while_its_requests_run() {
 }
 
 #[test]
+fn who_comes_back_is_not_overtaken_by_what_he_left() {
+    let path = std::env::temp_dir().join(format!("nbd-back-{}", std::process::id()));
+    let _ = std::fs::remove_file(&path);
+    let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+    let mut rig = Rig::around(NbdDoor::new(listener, NbdConfig::default()).unwrap(), 32 << 20);
+    rig.serves = false;
+    let mut other = rig.client(PLAIN);
+    other.send(&request(READ, 0, 1, 8192, 512));
+    rig.settle();
+    let mut peer = rig.client(PLAIN);
+    peer.send(&write(2, 0, &[1; 512]));
+    // Its end comes with its last bytes, and is not announced again.
+    drop(peer);
+    rig.settle();
+    let mut peer = Peer::new(UnixStream::connect(&path).unwrap());
+    peer.send(&[&3u32.to_be_bytes()[..], &option(7, &[0; 6]), &write(3, 0, &[2; 512])].concat());
+    rig.settle();
+    assert_eq!(rig.intake.abandoned, [1], "it is not tried again");
+    assert_eq!(rig.intake.running.len(), 2, "{:?}", rig.intake.running);
+    // It holds up nobody who was there before.
+    other.send(&request(READ, 0, 4, 8192, 512));
+    rig.settle();
+    assert_eq!(rig.intake.running.len(), 3);
+    rig.finish(1);
+    rig.settle();
+    assert_eq!(rig.intake.running[2].token.number, 3);
+    rig.finish(2);
+    assert_eq!(rig.intake.disk[..512], [2; 512]);
+    drop((peer, other));
+    rig.close();
+    std::fs::remove_file(&path).unwrap();
+}
+
+#[test]
 fn a_session_cut_into_single_bytes_is_the_same_session() {
     let data = pattern(8, 700);
     let session = [
