@@ -147,10 +147,32 @@ impl Disk {
         self.client.resume(self.minor, Params { path, ..Params::default() })
     }
 
-    fn resume_new(&self) -> Result<(), ControlError> {
+    /// `type:path` of the new one.
+    fn new_name(&self) -> OsString {
         let mut path = b"vhd:".to_vec();
         path.extend_from_slice(self.new.as_os_str().as_bytes());
-        self.resume(OsString::from_vec(path))
+        OsString::from_vec(path)
+    }
+
+    fn resume_new(&self) -> Result<(), ControlError> {
+        self.resume(self.new_name())
+    }
+
+    /// After a pause that failed with `error`: it may have come about all the same, because the
+    /// image could not be made durable when it was closed, or because the answer came after the
+    /// timeout. Not when another command was in its way: then a pause is somebody else's.
+    fn go_on(&self, error: ControlError, path: OsString) -> ControlError {
+        let others = [Errno::EBUSY, Errno::EINVAL, Errno::ENODEV].map(|errno| errno as i32);
+        if error.kind() == ErrorKind::Refused && others.contains(&error.errno()) {
+            return error;
+        }
+        match self.resume(path) {
+            Err(second) if second.errno() != Errno::EINVAL as i32 => {
+                error.with_note(&format!("and minor {} stays paused: {second}", self.minor))
+            }
+            // It was paused, or it was not.
+            _ => error,
+        }
     }
 
     /// From its pause on in the image that it had.
@@ -165,7 +187,9 @@ impl Disk {
     fn take_back(&self, timeout: Option<Duration>) -> Result<(), String> {
         let stays =
             |why: &str| format!("minor {} stays in {}: {why}", self.minor, self.new.display());
-        self.client.pause(self.minor, timeout).map_err(|error| stays(&error.to_string()))?;
+        if let Err(error) = self.client.pause(self.minor, timeout) {
+            return Err(stays(&self.go_on(error, self.new_name()).to_string()));
+        }
         let status = vhd_util("coalesce", &["-n".into(), self.new.clone().into()]);
         if status == 0 {
             return self.put_back();
@@ -203,6 +227,7 @@ fn exchange(disks: &[Disk], timeout: Option<Duration>) -> Result<(), Failure> {
             let (paused, running) = disks.split_at(index);
             // These were not paused, and go on.
             running.iter().for_each(Disk::remove);
+            let error = disk.go_on(error, disk.old.clone());
             return Err(undo(paused, &[], timeout, error));
         }
     }

@@ -33,6 +33,11 @@ impl Bench {
         Paths::new(self.dir.join("run"), self.dir.join("dev"), self.dir.join("shm"))
     }
 
+    /// Where a file of this test lies.
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.dir.join(name)
+    }
+
     /// The program, with this bench's directories and nothing on its standard input.
     pub(crate) fn command<I: AsRef<OsStr>>(&self, arguments: &[I]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_tap-ctl"));

@@ -11,4 +11,5 @@ mod exchange;
 mod golden;
 mod listing;
 mod output;
+mod snapshots;
 mod usage;
