@@ -139,6 +139,11 @@ impl Intake for Disk {
         self.running.push(request);
     }
 
+    fn abandon(&mut self, peer: u16) -> bool {
+        let is_of = |request: &&Request| request.token.peer == peer;
+        self.running.iter().filter(is_of).any(|request| request.op.is_change())
+    }
+
     fn memory(&mut self) -> &mut Memory {
         &mut self.memory
     }
