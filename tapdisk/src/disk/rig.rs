@@ -30,6 +30,8 @@ use crate::vbd::{ARENA_BYTES, QUEUE_CAPACITY, Vbd};
 pub struct Rig {
     thread: DiskThread,
     commands: Sender<Envelope>,
+    /// Of the last command.
+    ticket: u64,
     answers: Receiver<Result<(), DiskError>>,
     waker: Waker,
     nbd_path: PathBuf,
@@ -90,7 +92,7 @@ impl Rig {
         let nbd_path = folder.join("nbd");
         let config = DiskConfig { layers: Vec::new(), nbd_path: nbd_path.clone(), ring_path: None };
         let thread = DiskThread::new(disk, poll, config, wiring)?;
-        Ok(Self { thread, commands, answers, waker, nbd_path, _statistics: statistics })
+        Ok(Self { thread, commands, ticket: 0, answers, waker, nbd_path, _statistics: statistics })
     }
 
     /// Opens `type:path` and serves it.
@@ -129,7 +131,15 @@ impl Rig {
 
     /// Sends a command that the next turn obeys.
     pub fn send(&mut self, command: Command) {
-        self.commands.send(Envelope { ticket: 1, command }).expect("the loop is this rig's");
+        self.ticket += 1;
+        let envelope = Envelope { ticket: self.ticket, command };
+        self.commands.send(envelope).expect("the loop is this rig's");
+    }
+
+    /// Lets the command that was sent last wait no longer.
+    pub fn cancel(&mut self) {
+        let envelope = Envelope { ticket: 0, command: Command::Cancel(self.ticket) };
+        self.commands.send(envelope).expect("the loop is this rig's");
     }
 
     /// The answer to a command, when there is one.

@@ -72,6 +72,8 @@ impl Errno {
     pub const ENOSPC: Self = Self(28);
     /// No place that an entry could name.
     pub const EFBIG: Self = Self(27);
+    /// The I/O was given up before it was done.
+    pub const ECANCELED: Self = Self(125);
 }
 
 /// What a request wants with a run of sectors.
@@ -343,6 +345,8 @@ impl Engine {
     pub fn flush_ended(&mut self, began: u64, result: Result<(), Errno>) -> Result<(), Errno> {
         match result {
             Ok(()) => self.durable = self.durable.max(began),
+            // It was not done: the close does its own.
+            Err(Errno::ECANCELED) if self.shut_down => return result,
             Err(errno) => self.lose(errno),
         }
         let lost = self.lost.filter(|_| self.keeps(Rule::LossBeforeFlush));

@@ -207,6 +207,13 @@ impl Engine {
     /// A step has ended; `bytes` is what a read found.
     pub fn ended(&mut self, id: StepId, result: Result<Option<&[u8; 512]>, Errno>) {
         if self.shut_down {
+            let is_order = matches!(id.what, What::Order | What::ReadyOrder);
+            if let Err(errno) = result
+                && is_order
+                && errno != Errno::ECANCELED
+            {
+                self.lost.get_or_insert(errno);
+            }
             return;
         }
         match (id.what, result) {

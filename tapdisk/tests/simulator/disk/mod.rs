@@ -112,7 +112,8 @@ impl Disk {
     /// A new process opens the image and reads all of it: nothing else than `left` may be there.
     pub(crate) fn open(&mut self, random: &mut Random, now: Now, left: Left) -> Result<(), String> {
         let config = QueueConfig {
-            capacity: QUEUE_CAPACITY,
+            // A small one is full now and then, as a large one is under a load of many blocks.
+            capacity: if random.one_in(4) { 24 } else { QUEUE_CAPACITY },
             engine_depth: if random.one_in(4) { 4 } else { 256 },
             ..QueueConfig::default()
         };
@@ -285,7 +286,7 @@ impl Disk {
                 self.rig().send(Command::Pause);
             }
             // Its client does not wait any longer.
-            Some(Commanded::Pause) if random.one_in(4) => self.rig().send(Command::Cancel(1)),
+            Some(Commanded::Pause) if random.one_in(4) => self.rig().cancel(),
             Some(_) => {}
         }
     }
@@ -304,6 +305,16 @@ impl Disk {
         random: &mut Random,
     ) -> Result<(), String> {
         let commanded = self.commanded.take().ok_or("an answer to no command")?;
+        // An image that lost an fdatasync tells it when it is closed; it is closed all the same.
+        let may_tell = self.faults.are_there && self.place.kind == "vhd";
+        let is_told = may_tell && result.is_err_and(|errno| errno != Errno::ECANCELED);
+        let result = match commanded {
+            Commanded::Pause | Commanded::Close if is_told => {
+                self.oracle.lost();
+                Ok(())
+            }
+            _ => result,
+        };
         match (commanded, result) {
             (Commanded::Pause, Ok(())) => {
                 self.counts.pauses += 1;
