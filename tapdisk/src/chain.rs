@@ -310,13 +310,11 @@ impl Chain {
             let (offset, len) = (request.offset + from, request.len - from);
             mapping = self.metadata().store(slot, offset, len);
         }
-        let (tag, (file, offset, len), is_durable) = match mapping {
-            Mapping::Data { file, offset, len, .. } => {
-                (tag, (file, offset, len), !self.must_flush())
-            }
+        let (tag, (file, offset, len)) = match mapping {
+            Mapping::Data { file, offset, len, .. } => (tag, (file, offset, len)),
             Mapping::First { file, offset, len, change } => {
                 progress.parts += 1;
-                (image::first_tag(slot, change), (file, offset, len), false)
+                (image::first_tag(slot, change), (file, offset, len))
             }
             Mapping::Change { len } => {
                 progress.parts += 1;
@@ -336,7 +334,8 @@ impl Chain {
             other => unreachable!("no answer to a write that has to be stored: {other:?}"),
         };
         let mut op = io_op(request);
-        if request.fua && !is_durable {
+        if request.fua {
+            // Its failure would be that of an fdatasync, which the image has to hear of.
             op = without_durability(op);
             progress.flush = FlushPart::Follows;
         }

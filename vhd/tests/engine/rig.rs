@@ -239,12 +239,12 @@ impl Rig {
     }
 
     fn write(&mut self, slot: usize, at: u64, sector: u64, count: u64, claim: Option<ClaimId>) {
-        let is_clean = !self.engine.needs_flush();
         let request = self.requests[slot].as_mut().expect("a request");
         request.parts += 1;
         request.cursor += count;
         let fua = matches!(request.ask, Ask::Write { fua: true, .. });
-        let durable = fua && claim.is_none() && is_clean;
+        let careless = self.shape.without == Some(Rule::DurableBeforeFua);
+        let durable = fua && claim.is_none() && careless;
         request.then_flush |= fua && !durable;
         let is_data = matches!(request.ask, Ask::Write { zeros: false, .. });
         let version = if is_data { request.version } else { 0 };

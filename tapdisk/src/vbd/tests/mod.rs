@@ -31,18 +31,30 @@ impl Rig {
     fn with_layers(name: &str, layers: &[&str], read_only: bool) -> Self {
         let path = std::env::temp_dir().join(format!("vbd-{}-{name}", std::process::id()));
         std::fs::File::create(&path).unwrap().set_len(SIZE).unwrap();
+        let mut rig = Self::on(path);
+        rig.open("aio", layers, read_only);
+        rig
+    }
+
+    fn of_vhd(name: &str) -> Self {
+        let path = std::env::temp_dir().join(format!("vbd-{}-{name}", std::process::id()));
+        std::fs::write(&path, vhd::testing::Spec::new(SIZE).make()).unwrap();
+        let mut rig = Self::on(path);
+        rig.open("vhd", &[], false);
+        rig
+    }
+
+    fn on(path: PathBuf) -> Self {
         let config = QueueConfig { capacity: QUEUE_CAPACITY, ..QueueConfig::default() };
         let queue = Queue::simulated(7, config);
         let mut memory = Memory::new(4 << 20).unwrap();
         let buffers = (0..SLOTS).map(|_| memory.allocate(4096).unwrap()).collect();
         let vbd = Vbd::new(queue, memory, DiskCounters::new());
-        let mut rig = Self { vbd, buffers, answers: Vec::new(), path };
-        rig.open(layers, read_only);
-        rig
+        Self { vbd, buffers, answers: Vec::new(), path }
     }
 
-    fn open(&mut self, layers: &[&str], read_only: bool) {
-        let text = format!("aio:{}", self.path.display());
+    fn open(&mut self, kind: &str, layers: &[&str], read_only: bool) {
+        let text = format!("{kind}:{}", self.path.display());
         let spec = ImageSpec::parse(OsStr::new(&text)).unwrap();
         let flags = OpenFlags { read_only, buffered: true, ..OpenFlags::default() };
         let image = spec.open(flags, self.vbd.queue()).unwrap();
@@ -56,12 +68,16 @@ impl Rig {
     }
 
     fn start(&mut self, token: u32, op: Op, offset: u64, len: u32) {
+        self.start_with(token, op, offset, len, false);
+    }
+
+    fn start_with(&mut self, token: u32, op: Op, offset: u64, len: u32, fua: bool) {
         let segments = if op.has_data() {
             Segments::one(self.buffers[token as usize].part(0, len))
         } else {
             Segments::NONE
         };
-        let (fua, may_punch) = (false, true);
+        let may_punch = true;
         let len = u64::from(len);
         let token = Token { peer: 0, number: u64::from(token) };
         let request = Request { token, op, fua, may_punch, offset, len, segments };
@@ -80,11 +96,13 @@ impl Rig {
 
     /// Submits, and lets `steps` I/Os end.
     fn turn(&mut self, steps: usize) {
+        self.vbd.work();
         self.vbd.queue().submit(false);
         for _ in 0..steps {
             self.vbd.queue().sim().unwrap().step();
         }
         self.vbd.reap();
+        self.vbd.work();
         self.vbd.queue().submit(false);
         let answers = &mut self.answers;
         self.vbd.answers(|_, request, answer, _| {
@@ -229,7 +247,7 @@ fn parked_requests_and_flushes_behind_them_go_on_in_the_next_chain() {
     assert!(!rig.vbd.maintain());
     rig.settle();
     assert!(rig.answers.is_empty(), "nothing runs while there is no chain");
-    rig.open(&[], false);
+    rig.open("aio", &[], false);
     rig.vbd.maintain();
     rig.settle();
     assert_eq!(rig.answers, [(0, Status::Done), (1, Status::Done)]);

@@ -193,7 +193,7 @@ fn what_waits_for_space_goes_on_in_the_next_chain_or_ends_with_the_disk() {
         if ends {
             rig.vbd.shut_down();
         } else {
-            rig.open(&[], false);
+            rig.open("aio", &[], false);
         }
         rig.settle();
         assert_eq!(rig.ended(0), if ends { failed(Errno::ESHUTDOWN) } else { DONE });
@@ -235,5 +235,28 @@ fn other_errors_are_answered_at_once() {
         rig.write(0, 0, 1);
         rig.settle();
         assert_eq!(rig.ended(0), failed(errno));
+    }
+}
+
+/// An fdatasync of which only the write heard would leave the image in the belief that its table
+/// is durable, or will be with the next one.
+#[test]
+fn a_change_with_fua_that_the_storage_failed_fails_the_flushes_of_a_vhd_after_it() {
+    for op in [Op::Write, Op::WriteZeroes, Op::Trim] {
+        let mut rig = Rig::of_vhd("lost");
+        rig.write(0, 0, 1);
+        rig.settle();
+        rig.start(3, Op::Flush, 0, 0);
+        rig.settle();
+        assert_eq!((rig.ended(0), rig.ended(3)), (Some(Status::Done), Some(Status::Done)));
+        let next = rig.vbd.queue().sim().unwrap().accepted();
+        rig.start_with(1, op, 0, 512, true);
+        // The change itself is done.
+        rig.fault(next + 1, Fault::Error(Errno::EIO));
+        rig.settle();
+        assert_eq!(rig.ended(1), failed(Errno::EIO), "{op:?}");
+        rig.start(2, Op::Flush, 0, 0);
+        rig.settle();
+        assert_eq!(rig.ended(2), failed(Errno::EIO), "{op:?}");
     }
 }
