@@ -45,6 +45,11 @@ impl Buddy {
         buddy
     }
 
+    /// All of them.
+    pub(super) fn pages(&self) -> u32 {
+        u32::try_from(self.pages.len()).expect("below 2^20")
+    }
+
     pub(super) fn free_pages(&self) -> u32 {
         self.free
     }

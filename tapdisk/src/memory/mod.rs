@@ -109,6 +109,8 @@ pub struct Memory {
     /// By [`RegionId`].
     regions: [Region; REGIONS],
     buddy: Buddy,
+    /// Whether nobody has the page behind those of the buddy: see [`Memory::allocate_spare`].
+    is_spare_free: bool,
     /// Reused for each call on a socket.
     iovecs: Box<Iovecs>,
     connections: Option<MmapRaw>,
@@ -128,12 +130,14 @@ impl Memory {
     /// What mmap says, ENOMEM mostly.
     pub fn new(bytes: usize) -> io::Result<Self> {
         let bytes = bytes.next_power_of_two().max(PAGE_SIZE as usize);
-        let mapping = MmapRaw::from(MmapMut::map_anon(bytes)?);
+        let len = bytes + PAGE_SIZE as usize;
+        let mapping = MmapRaw::from(MmapMut::map_anon(len)?);
         let mut regions = [NO_REGION; REGIONS];
-        regions[RegionId::Arena as usize] = Region { base: mapping.as_mut_ptr(), len: bytes };
+        regions[RegionId::Arena as usize] = Region { base: mapping.as_mut_ptr(), len };
         Ok(Self {
             regions,
             buddy: Buddy::new(bytes / PAGE_SIZE as usize),
+            is_spare_free: true,
             iovecs: Box::new(NO_IOVECS),
             connections: None,
             mapping: ManuallyDrop::new(mapping),
@@ -179,6 +183,20 @@ impl Memory {
         Some(Segment { region: RegionId::Arena, offset: page * PAGE_SIZE, len: bytes })
     }
 
+    /// A buffer of at most a page for an image's own I/O: also when requests have all of the
+    /// arena, but then one at a time. They keep theirs until that I/O has ended.
+    ///
+    /// # Panics
+    /// For more than a page.
+    pub fn allocate_spare(&mut self, bytes: u32) -> Option<Segment> {
+        assert!(bytes <= PAGE_SIZE, "a spare buffer is a page, not {bytes} bytes");
+        self.allocate(bytes).or_else(|| {
+            let offset = self.buddy.pages() * PAGE_SIZE;
+            let spare = Segment { region: RegionId::Arena, offset, len: bytes };
+            std::mem::take(&mut self.is_spare_free).then_some(spare)
+        })
+    }
+
     /// Gives a buffer back: the very segment that [`Memory::allocate`] gave.
     ///
     /// # Panics
@@ -186,7 +204,13 @@ impl Memory {
     pub fn free(&mut self, segment: Segment) {
         assert!(segment.region == RegionId::Arena, "only buffers of the arena are freed");
         assert!(segment.offset.is_multiple_of(PAGE_SIZE), "a buffer starts on a page");
-        self.buddy.free(segment.offset / PAGE_SIZE);
+        let page = segment.offset / PAGE_SIZE;
+        if page == self.buddy.pages() {
+            assert!(!self.is_spare_free, "the spare page is given back once");
+            self.is_spare_free = true;
+        } else {
+            self.buddy.free(page);
+        }
     }
 
     /// Bytes of the arena that are not handed out.
@@ -368,6 +392,20 @@ mod tests {
     }
 
     #[test]
+    fn one_page_is_left_when_all_is_handed_out() {
+        let mut memory = Memory::new(8192).unwrap();
+        let taken = [memory.allocate(4096).unwrap(), memory.allocate_spare(512).unwrap()];
+        assert_eq!(memory.allocate(1), None);
+        let spare = memory.allocate_spare(512).unwrap();
+        memory.copy_in(spare, &[7; 512]);
+        assert_eq!(memory.allocate_spare(512), None, "one at a time");
+        memory.free(spare);
+        let spare = memory.allocate_spare(4096).unwrap();
+        taken.into_iter().chain([spare]).for_each(|segment| memory.free(segment));
+        assert_eq!(memory.free_bytes(), 8192);
+    }
+
+    #[test]
     fn connections_have_memory_of_their_own() {
         let mut memory = Memory::new(4096).unwrap();
         let all = memory.free_bytes();
@@ -389,7 +427,7 @@ mod tests {
     #[should_panic(expected = "outside its region")]
     fn asserts_on_a_segment_past_the_region() {
         let memory = Memory::new(8192).unwrap();
-        let _ = memory.iovec(Segment { region: RegionId::Arena, offset: 8192, len: 1 });
+        let _ = memory.iovec(Segment { region: RegionId::Arena, offset: 8192 + PAGE_SIZE, len: 1 });
     }
 
     #[test]

@@ -125,7 +125,7 @@ impl Vhd {
     /// Gives one step of the engine to the queue; false when there is no room for it.
     fn begin_step(&mut self, queue: &mut Queue, memory: &mut Memory) -> bool {
         let Some(number) = self.free_flights.last().copied() else { return false };
-        let Some(buffer) = memory.allocate(1 << SECTOR_SHIFT) else { return false };
+        let Some(buffer) = memory.allocate_spare(1 << SECTOR_SHIFT) else { return false };
         let Some(step) = self.engine.next_step() else {
             memory.free(buffer);
             return false;

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use super::*;
 use crate::image::{ImageSpec, OpenFlags};
 use crate::layer::LayerSpec;
-use crate::memory::Segment;
+use crate::memory::{PAGE_SIZE, Segment};
 use crate::queue::QueueConfig;
 use crate::queue::sim::Fault;
 use crate::request::{Segments, Token};
@@ -402,4 +402,19 @@ proptest! {
         prop_assert_eq!(tokens, (0..expected).collect::<Vec<_>>());
         prop_assert_eq!(rig.vbd.outstanding(), 0);
     }
+}
+
+/// Requests hold their buffers until the image's own I/O has ended: that must not need what they
+/// hold.
+#[test]
+fn first_writes_end_when_all_memory_is_handed_out() {
+    let mut rig = Rig::of_vhd("full");
+    let taken: Vec<Segment> = std::iter::from_fn(|| rig.vbd.memory().allocate(PAGE_SIZE)).collect();
+    assert!(!taken.is_empty());
+    for (token, byte) in [(0, 1), (1, 2)] {
+        rig.write(token, u64::from(token) * 4096, byte);
+    }
+    rig.settle();
+    assert_eq!((rig.ended(0), rig.ended(1)), (Some(Status::Done), Some(Status::Done)));
+    taken.into_iter().for_each(|segment| rig.vbd.memory().free(segment));
 }
