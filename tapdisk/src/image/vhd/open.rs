@@ -1,6 +1,7 @@
 //! Opening a chain: every image is loaded and checked by the `vhd` crate, parents through its gate;
 //! then its numbers go to the engine and its files to the queue.
 
+use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -42,7 +43,7 @@ pub(crate) fn open(
     let chain = open_chain(path)?;
     let layers = layers_of(&chain)?;
     // Nothing is written to what cannot be served.
-    let session = if flags.read_only { None } else { begin_session(path, &chain)? };
+    let session = if flags.read_only { None } else { begin_session(path, &chain, &leaf.file)? };
     let setup = setup_of(&chain, layers, session.as_ref())?;
     let engine = Engine::new(setup)
         .map_err(|error| DiskError::new(Errno::EINVAL, error.to_string()).at(path))?;
@@ -55,19 +56,12 @@ pub(crate) fn open(
     let parent_flags = OpenFlags { read_only: true, lock: Policy::Never, ..flags };
     for (index, (member, place)) in chain.members().enumerate() {
         let kind = type_named(if matches!(member, Member::Vhd(_)) { "vhd" } else { "aio" });
-        let known = member.source().file().metadata();
-        let known = known.map_err(|error| DiskError::io(&error, "Cannot stat the image"))?;
         if index > 0 {
             let storage = raw::open_storage(place, parent_flags, Some(SECTOR_SIZE))?;
             handles.push((storage.file, place.to_owned(), kind));
         }
         let (file, path, _) = &handles[index];
-        let found = file.metadata();
-        let found = found.map_err(|error| DiskError::io(&error, "Cannot stat the image"))?;
-        if (found.dev(), found.ino()) != (known.dev(), known.ino()) {
-            let what = "The image was replaced while it was opened";
-            return Err(DiskError::new(Errno::EAGAIN, what).at(path));
-        }
+        require_same(member.source().file(), file, path)?;
     }
     let mut layers: Vec<Layer> = Vec::with_capacity(handles.len());
     for (handle, path, kind) in handles {
@@ -83,6 +77,19 @@ pub(crate) fn open(
     let began = no_flushes();
     let (claim, leaf) = (leaf.claim, layers[0].file);
     Ok(Box::new(Vhd { engine, layers, leaf, info, claim, session, flights, free_flights, began }))
+}
+
+/// A file is opened by its name more than once: each time it has to be the same.
+fn require_same(known: &File, found: &File, path: &Path) -> Result<(), DiskError> {
+    let place = |file: &File| file.metadata().map(|of| (of.dev(), of.ino(), of.rdev()));
+    let places = place(known).and_then(|known| Ok((known, place(found)?)));
+    let (known, found) =
+        places.map_err(|error| DiskError::io(&error, "Cannot stat the image").at(path))?;
+    if known == found {
+        return Ok(());
+    }
+    let what = "The image was replaced while it was opened";
+    Err(DiskError::new(Errno::EAGAIN, what).at(path))
 }
 
 fn refused(error: &vhd::Error, path: &Path) -> DiskError {
@@ -105,12 +112,20 @@ fn leaf_of(chain: &Chain<ImageFile>) -> Result<&VhdImage<ImageFile>, DiskError> 
 
 /// Restores what a crash left, and keeps what the close needs. `None` for a fixed leaf, whose data
 /// is all that changes.
-fn begin_session(path: &Path, chain: &Chain<ImageFile>) -> Result<Option<Session>, DiskError> {
+///
+/// It is `leaf` that is locked: no other file is written.
+fn begin_session(
+    path: &Path,
+    chain: &Chain<ImageFile>,
+    leaf: &File,
+) -> Result<Option<Session>, DiskError> {
     let image = leaf_of(chain)?;
     let file = ImageFile::open_for_writing(path, Policy::Never);
     let (file, _) = file.map_err(|error| {
         DiskError::new(Errno::from_raw(error.errno()), error.to_string()).at(path)
     })?;
+    require_same(image.source().file(), leaf, path)?;
+    require_same(file.file(), leaf, path)?;
     let footer = *image.raw_footer();
     let virtual_size = image.virtual_size();
     if image.header().is_none() {
@@ -238,4 +253,28 @@ fn write_of(image: &VhdImage<ImageFile>, session: &Session) -> vhd::Result<Write
         growth,
         batmap,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_image_that_took_the_name_of_the_locked_one_is_not_written() {
+        let folder = std::env::temp_dir().join(format!("vhd-replaced-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let (path, locked) = (folder.join("leaf.vhd"), folder.join("locked.vhd"));
+        let bytes = vhd::testing::Spec::new(1 << 20).make();
+        // A crash left it without an end: whoever opens it for writing restores that.
+        let cut = &bytes[..bytes.len() - 512];
+        std::fs::write(&path, cut).unwrap();
+        std::fs::write(&locked, cut).unwrap();
+        let chain = open_chain(&path).unwrap();
+        let error = begin_session(&path, &chain, &File::open(&locked).unwrap()).err().unwrap();
+        assert_eq!(error.errno(), Errno::EAGAIN);
+        assert_eq!(std::fs::read(&path).unwrap(), cut);
+        assert!(begin_session(&path, &chain, &File::open(&path).unwrap()).unwrap().is_some());
+        assert_eq!(std::fs::read(&path).unwrap(), bytes);
+        std::fs::remove_dir_all(&folder).unwrap();
+    }
 }
