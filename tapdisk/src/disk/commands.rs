@@ -99,6 +99,7 @@ impl DiskThread {
 
     fn open_image(&mut self, request: OpenRequest) -> Result<(), DiskError> {
         self.insert_chain(&request, None)?;
+        self.disk.vbd.forget_loss();
         let info = self.disk.vbd.info();
         if let Err(error) = self.open_doors(info) {
             self.close_doors();

@@ -12,6 +12,7 @@
 
 mod check;
 mod flat;
+mod intake;
 mod metadata;
 pub mod retry;
 mod slots;
@@ -22,7 +23,6 @@ use nix::errno::Errno;
 
 use crate::chain::{Chain, FlushPart, Path, Progress};
 use crate::error::DiskError;
-use crate::frontend::Intake;
 use crate::image::TAG_SPECIAL;
 use crate::layer::Verdict;
 use crate::memory::Memory;
@@ -31,6 +31,7 @@ use crate::request::{Answer, DiskInfo, Op, Request};
 use crate::statistics::DiskCounters;
 use crate::status::Status;
 use crate::time::Now;
+pub use intake::VbdIntake;
 use retry::{Fate, Retries, RetryPolicy};
 use slots::{Place, Slot, SlotIndex, Slots};
 
@@ -88,6 +89,8 @@ pub struct Vbd {
     is_metadata_idle: bool,
     /// The first since it was asked for.
     failure: Option<Failure>,
+    /// A pause lost what was written and not flushed: the next FLUSH is told.
+    unheard: Option<Errno>,
 }
 
 impl std::fmt::Debug for Vbd {
@@ -112,6 +115,7 @@ impl Vbd {
             last_end: Now::default(),
             busy_since: Now::default(),
             watchdog_barked: false,
+            unheard: None,
             is_metadata_idle: true,
             failure: None,
         }
@@ -148,7 +152,16 @@ impl Vbd {
     /// # Errors
     /// When what was written could not be made durable.
     pub fn close_chain(&mut self) -> Result<(), DiskError> {
-        self.take_chain().map_or(Ok(()), |chain| chain.close(&mut self.queue))
+        let closed = self.take_chain().map_or(Ok(()), |chain| chain.close(&mut self.queue));
+        if let Err(error) = &closed {
+            self.unheard = Some(error.errno());
+        }
+        closed
+    }
+
+    /// Another life of the disk begins: who lost something in the last one is gone.
+    pub fn forget_loss(&mut self) {
+        self.unheard = None;
     }
 
     /// The chain, while there is one.
@@ -257,8 +270,13 @@ impl Vbd {
         let slot = self.slots.get_mut(index);
         slot.status = Status::Done;
         slot.progress = Progress::default();
-        if slot.request.op == Op::Flush && self.must_wait(index) {
-            return;
+        if slot.request.op == Op::Flush {
+            if self.must_wait(index) {
+                return;
+            }
+            if let Some(errno) = self.unheard.take() {
+                return self.finished(index, Status::Failed(errno));
+            }
         }
         let slot = self.slots.get_mut(index);
         let Some(chain) = &mut self.chain else {
@@ -547,43 +565,6 @@ impl Vbd {
 #[inline]
 fn tag_of(sequence: u64, index: SlotIndex) -> Tag {
     Tag(sequence << SlotIndex::BITS | u64::from(index))
-}
-
-/// A door's view of its disk while it pulls.
-#[derive(Debug)]
-pub struct VbdIntake<'a> {
-    vbd: &'a mut Vbd,
-    door: DoorIndex,
-}
-
-impl Intake for VbdIntake<'_> {
-    #[inline]
-    fn has_room(&self) -> bool {
-        self.vbd.slots.has_free()
-    }
-
-    #[inline(always)]
-    fn start(&mut self, fill: impl FnOnce(&mut Request)) {
-        let index = self.vbd.slots.take(self.door, self.vbd.now, fill);
-        self.vbd.start(index);
-    }
-
-    fn abandon(&mut self, peer: u16) -> bool {
-        self.vbd.abandon(self.door, peer)
-    }
-
-    #[inline]
-    fn memory(&mut self) -> &mut Memory {
-        &mut self.vbd.memory
-    }
-
-    fn info(&self) -> DiskInfo {
-        self.vbd.info
-    }
-
-    fn now(&self) -> Now {
-        self.vbd.now
-    }
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@ use std::ffi::OsStr;
 use std::path::PathBuf;
 
 use super::*;
+use crate::frontend::Intake;
 use crate::image::{ImageSpec, OpenFlags};
 use crate::layer::LayerSpec;
 use crate::memory::{PAGE_SIZE, Segment};

@@ -260,3 +260,24 @@ fn a_change_with_fua_that_the_storage_failed_fails_the_flushes_of_a_vhd_after_it
         assert_eq!(rig.ended(2), failed(Errno::EIO), "{op:?}");
     }
 }
+
+/// Who wrote before the pause has to hear it, and only knows FLUSH.
+#[test]
+fn a_flush_after_a_pause_that_lost_writes_fails_once() {
+    let mut rig = Rig::of_vhd("pause");
+    rig.write(0, 0, 1);
+    rig.settle();
+    rig.start(1, Op::Flush, 0, 0);
+    let next = rig.vbd.queue().sim().unwrap().accepted();
+    rig.fault(next, Fault::Error(Errno::EIO));
+    rig.settle();
+    assert_eq!(rig.ended(1), failed(Errno::EIO));
+    rig.write(2, 512, 2);
+    rig.settle();
+    assert_eq!(rig.vbd.close_chain().unwrap_err().errno(), Errno::EIO);
+    rig.open("vhd", &[], false);
+    rig.start(3, Op::Flush, 0, 0);
+    rig.start(4, Op::Flush, 0, 0);
+    rig.settle();
+    assert_eq!((rig.ended(3), rig.ended(4)), (failed(Errno::EIO), Some(Status::Done)));
+}
