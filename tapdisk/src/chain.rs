@@ -379,7 +379,7 @@ impl Chain {
         self.images.iter().flat_map(|(image, _)| image.members()).collect()
     }
 
-    /// Whether a durable write is not enough for FUA.
+    /// Whether metadata waits to be durable: then FUA needs a flush even where nothing was written.
     #[cold]
     fn must_flush(&mut self) -> bool {
         self.has_metadata && self.metadata().needs_flush()
