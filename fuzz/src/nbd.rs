@@ -98,7 +98,7 @@ impl Rig {
                 return;
             }
             for event in &self.events {
-                self.door.ready(event.token().0, event.is_readable(), event.is_writable());
+                self.door.ready(event.token().0, event.into());
             }
             self.has_more = self.door.pull(&mut self.disk);
             self.disk.finish_all(&mut self.door);

@@ -10,6 +10,7 @@ use nix::errno::Errno;
 
 use super::*;
 use crate::chain::Chain;
+use crate::frontend::Ready;
 use crate::image::{ImageSpec, OpenFlags};
 use crate::memory::Memory;
 use crate::queue::{EngineKind, Queue, QueueConfig};
@@ -18,6 +19,8 @@ use crate::vbd::QUEUE_CAPACITY;
 use crate::vbd::retry::RetryPolicy;
 
 const SIZE: u64 = 1 << 20;
+/// Of a peer that is there.
+const READY: Ready = Ready { readable: true, writable: true, ends: false, is_gone: false };
 
 struct Rig {
     disk: Disk,
@@ -50,7 +53,7 @@ impl Rig {
     fn settle(&mut self) {
         for _ in 0..100_000 {
             // The poll of the simulated kernel happens when the door looks; an event says so.
-            self.disk.ring.as_mut().unwrap().ready(0, true, false);
+            self.disk.ring.as_mut().unwrap().ready(0, READY);
             if !self.disk.turn(Now::default).more {
                 // As the loop would, but the ring is looked at in any case.
                 self.disk.vbd.queue().wait_batch(1, std::time::Duration::from_secs(10));
@@ -150,7 +153,7 @@ fn a_producer_index_out_of_step_ends_the_ring_and_not_the_process() {
     let mut rig = Rig::new("index", EngineKind::Aio, SimOptions::default());
     rig.device.hostile().set_req_prod(1000);
     for _ in 0..3 {
-        rig.disk.ring.as_mut().unwrap().ready(0, true, false);
+        rig.disk.ring.as_mut().unwrap().ready(0, READY);
         assert!(!rig.disk.turn(Now::default).more, "a dead ring does not keep the loop busy");
     }
     let mut text = String::new();
@@ -179,7 +182,7 @@ fn a_suspended_ring_leaves_requests_where_they_are() {
     rig.disk.ring.as_mut().unwrap().suspend();
     rig.device.submit_read(1, 0, Segments::plain(512)).unwrap();
     for _ in 0..10 {
-        rig.disk.ring.as_mut().unwrap().ready(0, true, false);
+        rig.disk.ring.as_mut().unwrap().ready(0, READY);
         rig.disk.turn(Now::default);
     }
     assert_eq!(rig.disk.vbd.outstanding(), 0);
@@ -220,7 +223,7 @@ fn nbd_reads(disk: &mut Disk, number: usize, count: u64) -> UnixStream {
     }
     theirs.write_all(&bytes).unwrap();
     for _ in 0..100 {
-        disk.nbd.as_mut().unwrap().ready(number + 1, true, true);
+        disk.nbd.as_mut().unwrap().ready(number + 1, READY);
         disk.turn(Now::default);
     }
     theirs
@@ -256,7 +259,7 @@ fn a_ring_that_found_no_room_is_looked_at_when_there_is_some() {
     let _clients = [nbd_reads(&mut disk, 0, 128), nbd_reads(&mut disk, 1, 128)];
     assert_eq!(disk.vbd.outstanding(), 256);
     device.submit_read(1, 0, Segments::plain(512)).unwrap();
-    disk.ring.as_mut().unwrap().ready(0, true, false);
+    disk.ring.as_mut().unwrap().ready(0, READY);
     assert!(!disk.turn(Now::default).more, "with no room there is nothing to do");
     disk.vbd.queue().sim().unwrap().run_all();
     let mut turns = 0;

@@ -306,10 +306,8 @@ impl DiskThread {
             let token = event.token().0;
             let Some(number) = token.checked_sub(DOORS) else { continue };
             let index = u8::try_from(number / TOKENS_PER_DOOR).expect("two doors");
-            let readable = event.is_readable() || event.is_read_closed() || event.is_error();
-            let writable = event.is_writable() || event.is_write_closed() || event.is_error();
             if let Some(door) = self.disk.door(index) {
-                door.ready(number % TOKENS_PER_DOOR, readable, writable);
+                door.ready(number % TOKENS_PER_DOOR, event.into());
             }
         }
     }

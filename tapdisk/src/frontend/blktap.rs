@@ -22,7 +22,7 @@ use blktap_ioctl::{DeviceParams, MappedRing, RequestId, Ring, RingFault, RingReq
 use mio::unix::SourceFd;
 use mio::{Interest, Registry};
 
-use super::{Frontend, Intake};
+use super::{Frontend, Intake, Ready};
 use crate::error::DiskError;
 use crate::memory::{Memory, RegionId, Segment};
 use crate::request::{Answer, DiskInfo, Op, Request, Token};
@@ -208,7 +208,7 @@ impl Frontend for BlktapDoor {
         registry.register(&mut SourceFd(&fd), mio::Token(base), Interest::READABLE)
     }
 
-    fn ready(&mut self, _: usize, _: bool, _: bool) {
+    fn ready(&mut self, _: usize, _: Ready) {
         self.look = true;
     }
 

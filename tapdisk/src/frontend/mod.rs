@@ -19,6 +19,7 @@ pub(crate) mod testing;
 use std::io;
 
 use mio::Registry;
+use mio::event::Event;
 
 use crate::memory::Memory;
 use crate::request::{Answer, DiskInfo, Request};
@@ -26,6 +27,31 @@ use crate::time::Now;
 
 /// How many mio tokens one door may use: its own numbers are 0 up to this.
 pub const TOKENS_PER_DOOR: usize = 64;
+
+/// What an event says.
+#[derive(Clone, Copy, Debug)]
+pub struct Ready {
+    /// There is something to take, an end included.
+    pub readable: bool,
+    /// There is room to send.
+    pub writable: bool,
+    /// The other side sends nothing more: behind what is still to be taken comes an end.
+    pub ends: bool,
+    /// It takes nothing either: it is gone.
+    pub is_gone: bool,
+}
+
+impl From<&Event> for Ready {
+    fn from(event: &Event) -> Self {
+        let (ends, takes_none) = (event.is_read_closed(), event.is_write_closed());
+        Self {
+            readable: event.is_readable() || ends || event.is_error(),
+            writable: event.is_writable() || takes_none || event.is_error(),
+            ends,
+            is_gone: ends && takes_none,
+        }
+    }
+}
 
 /// What a door sees of its disk while it pulls.
 pub trait Intake {
@@ -65,7 +91,7 @@ pub trait Frontend {
 
     /// Something is ready under its own number `number`. Readiness is edge-triggered: the door
     /// remembers it until a call says `WouldBlock` or comes back short.
-    fn ready(&mut self, number: usize, readable: bool, writable: bool);
+    fn ready(&mut self, number: usize, ready: Ready);
 
     /// Takes what has come in and starts it; stops when there is no room or nothing more.
     /// Returns whether it left work behind that no event will announce: then the loop does not

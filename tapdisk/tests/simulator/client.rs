@@ -54,6 +54,8 @@ pub(crate) struct Reply {
 
 /// A connection in the transmission phase, or on its way there.
 pub(crate) struct Client {
+    /// Its name among all that there ever were.
+    pub(crate) number: u64,
     socket: UnixStream,
     received: Vec<u8>,
     unsent: Vec<u8>,
@@ -62,14 +64,15 @@ pub(crate) struct Client {
 
 impl Client {
     /// Connects and says all that a handshake needs.
-    pub(crate) fn connect(path: &Path) -> Self {
+    pub(crate) fn connect(path: &Path, number: u64) -> Self {
         let socket = UnixStream::connect(path).expect("the socket of an open disk");
         socket.set_nonblocking(true).expect("a socket");
         let mut hello = Vec::from(3_u32.to_be_bytes());
         hello.extend(b"IHAVEOPT");
         hello.extend([1_u32.to_be_bytes(), 4_u32.to_be_bytes()].concat());
         hello.extend(b"test");
-        let mut client = Self { socket, received: Vec::new(), unsent: hello, is_greeted: false };
+        let mut client =
+            Self { number, socket, received: Vec::new(), unsent: hello, is_greeted: false };
         client.send_more();
         client
     }

@@ -12,6 +12,7 @@ pub(crate) struct Counts {
     pub(crate) closes: u64,
     pub(crate) pauses: u64,
     pub(crate) snapshots: u64,
+    pub(crate) clients_lost: u64,
 }
 
 impl Counts {
@@ -25,5 +26,6 @@ impl Counts {
         self.closes += other.closes;
         self.pauses += other.pauses;
         self.snapshots += other.snapshots;
+        self.clients_lost += other.clients_lost;
     }
 }

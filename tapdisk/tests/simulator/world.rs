@@ -98,6 +98,7 @@ impl World {
         let index = usize::try_from(self.random.below(self.disks.len() as u64)).expect("few");
         let Self { random, now, disks, .. } = self;
         let disk = &mut disks[index];
+        let mut done = Ok(());
         match random.below(40) {
             0..14 => disk.ask_some(random),
             14..34 => disk.end_some(random),
@@ -108,10 +109,13 @@ impl World {
                 let next = disks.iter_mut().filter_map(Disk::deadline).min();
                 *now = (*now).max(next.unwrap_or(*now));
             }
+            38 => done = disk.lose_client(random),
             _ => {}
         }
         // Now and then more comes together before the loop looks.
-        if random.one_in(4) {
+        let is_seen = !random.one_in(4);
+        self.at(index, done)?;
+        if !is_seen {
             return Ok(());
         }
         let done = self.disks[index].turn(self.now, &mut self.random);

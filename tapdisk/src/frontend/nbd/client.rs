@@ -15,14 +15,14 @@ use mio::net::UnixStream;
 use mio::{Interest, Registry, Token};
 use nix::sys::socket::{setsockopt, sockopt};
 
+use super::NbdConfig;
 use super::ahead::Ahead;
 use super::handshake::{Export, Handshake, Reply, Step};
 use super::lookups::Lookups;
 use super::outbox::Outbox;
 use super::shared::Shared;
 use super::wire::{Features, RawRequest};
-use super::{NbdConfig, QUIET_BEFORE_CHECK};
-use crate::frontend::Intake;
+use crate::frontend::{Intake, Ready};
 use crate::memory::{Memory, RegionId, Segment};
 use crate::time::Now;
 
@@ -106,15 +106,14 @@ pub(super) struct Client {
     /// Bytes of the buffers of its requests.
     pub(super) held: u32,
     pub(super) outbox: Outbox,
-    /// No request of it was taken.
-    is_new: bool,
     /// Remembered readiness.
     pub(super) readable: bool,
     pub(super) writable: bool,
     pub(super) watches_writable: bool,
-    /// The last receive came back short: the stream is drained, but an end of it that was announced
-    /// together with its last bytes has not been seen.
-    pub(super) end_unseen: bool,
+    /// The end of what it sends was announced, and is to be found behind that.
+    pub(super) ends: bool,
+    /// It was announced that it is gone, or who was in its place before it.
+    may_be_gone: bool,
     /// Its first turn.
     since: Now,
     /// When it last received or sent something.
@@ -145,11 +144,11 @@ impl Client {
             running: 0,
             held: 0,
             outbox: Outbox::new(config.requests_per_client),
-            is_new: true,
             readable: false,
             writable: false,
             watches_writable: false,
-            end_unseen: false,
+            ends: false,
+            may_be_gone: false,
             since: Now::default(),
             progress: Now::default(),
         }
@@ -166,12 +165,11 @@ impl Client {
         self.partial = None;
         self.ahead.start_over();
         self.writes_large = false;
-        self.is_new = true;
         // What came before the registration is not announced.
         self.readable = true;
         self.writable = true;
         self.watches_writable = false;
-        self.end_unseen = false;
+        (self.ends, self.may_be_gone) = (false, false);
     }
 
     /// Registers the connection, if there is one.
@@ -182,9 +180,19 @@ impl Client {
         }
     }
 
-    pub(super) fn ready(&mut self, readable: bool, writable: bool) {
-        self.readable |= readable;
-        self.writable |= writable;
+    pub(super) fn ready(&mut self, ready: Ready) {
+        self.readable |= ready.readable;
+        self.writable |= ready.writable;
+        self.ends |= ready.ends;
+        self.may_be_gone |= ready.is_gone;
+    }
+
+    /// What a peer that is gone left in its socket is not begun: it would hear nothing of it, and
+    /// may have gone to ask again elsewhere.
+    pub(super) fn see_whether_gone(&mut self, shared: &mut Shared, memory: &mut Memory) {
+        if std::mem::take(&mut self.may_be_gone) && self.is_gone() {
+            self.die(Gone::Left, shared, memory);
+        }
     }
 
     /// Takes what came in.
@@ -193,14 +201,11 @@ impl Client {
             Phase::Fresh => Ok(self.greet(shared)),
             Phase::Handshake => self.negotiate(shared, intake),
             Phase::Transmission if shared.suspended => Ok(Turn::Idle),
-            Phase::Transmission if self.is_new && shared.leaves_changes => {
+            Phase::Transmission if shared.leaves_changes => {
                 shared.blocked = true;
                 Ok(Turn::Idle)
             }
-            Phase::Transmission => {
-                self.is_new = false;
-                self.take_requests(shared, intake)
-            }
+            Phase::Transmission => self.take_requests(shared, intake),
             Phase::Closing if !shared.suspended => {
                 self.look_further(shared, intake);
                 Ok(Turn::Idle)
@@ -310,6 +315,8 @@ impl Client {
         self.lookups.abandon(&mut give_back);
         self.outbox.clear(&mut give_back);
         self.owed = self.running;
+        // Until it is known better.
+        shared.leaves_changes |= self.running > 0;
         shared.forget_waiter(self.number);
         shared.has_dead = true;
         shared.released = true;
@@ -339,29 +346,9 @@ impl Client {
             Phase::Closing if self.running > 0 => None,
             Phase::Closing => Some(self.progress.after(shared.config.stall_timeout)),
             Phase::Transmission => {
-                let check =
-                    self.wants_check(shared).then(|| self.progress.after(QUIET_BEFORE_CHECK));
                 let holds = self.partial.is_some() || !self.outbox.is_empty();
-                let stall = if holds { shared.stall_deadline(self.progress) } else { None };
-                [check, stall].into_iter().flatten().min()
+                if holds { shared.stall_deadline(self.progress) } else { None }
             }
-        }
-    }
-
-    /// Whether its peer may have gone without anybody noticing: no reply is due whose sending would
-    /// find out.
-    fn wants_check(&self, shared: &Shared) -> bool {
-        self.end_unseen && self.running == 0 && self.outbox.is_empty() && !shared.suspended
-    }
-
-    /// Its deadline has passed.
-    pub(super) fn expire(&mut self, shared: &mut Shared, memory: &mut Memory) {
-        if self.phase == Phase::Transmission && self.wants_check(shared) {
-            // The next receive shows whether the stream has ended.
-            self.readable = true;
-            self.end_unseen = false;
-        } else {
-            self.die(Gone::Fault, shared, memory);
         }
     }
 

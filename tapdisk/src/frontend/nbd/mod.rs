@@ -36,7 +36,7 @@ use std::time::Duration;
 use mio::net::{UnixListener, UnixStream};
 use mio::{Interest, Registry};
 
-use super::{Frontend, Intake, TOKENS_PER_DOOR};
+use super::{Frontend, Intake, Ready, TOKENS_PER_DOOR};
 use crate::memory::{Memory, PAGE_SIZE};
 use crate::request::{Answer, Request};
 use crate::time::Now;
@@ -49,9 +49,6 @@ const PASSES_PER_PULL: u32 = 8;
 const ROUNDS_PER_TURN: u32 = 4;
 /// How long a handshake must have been silent before a new client may take its place.
 const SILENT_BEFORE_EVICTION: Duration = Duration::from_secs(5);
-/// How long a client may be quiet before it is looked at once: the end of a stream can be announced
-/// in one event with its last bytes, and is seen only by asking.
-const QUIET_BEFORE_CHECK: Duration = Duration::from_secs(1);
 /// How long accepting pauses when the process is out of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 
@@ -289,7 +286,7 @@ impl NbdDoor {
 
     fn take_in(&mut self, stream: UnixStream, memory: &mut Memory) {
         // It may be a client that comes back: then it has to be known that it was gone.
-        self.let_ended_go(memory);
+        self.let_gone_go(memory);
         if self.vacant().is_none() {
             self.evict(memory);
         }
@@ -300,21 +297,28 @@ impl NbdDoor {
         }
     }
 
-    /// Looks for connections whose end has not been seen yet (see [`QUIET_BEFORE_CHECK`]): clients
-    /// that come and go faster than that do not fill the door.
-    fn let_ended_go(&mut self, memory: &mut Memory) {
+    /// Lets connections go of which it has not been announced that their peers are gone: a client
+    /// that comes back must not be taken for another one.
+    fn let_gone_go(&mut self, memory: &mut Memory) {
         for number in &self.live {
             let client = &mut self.clients[usize::from(*number)];
-            if client.has_ended() {
+            if client.is_gone() {
                 client.die(Gone::Left, &mut self.shared, memory);
             }
         }
         self.bury(memory);
     }
 
-    /// Ends what clients that are gone wanted, as far as it waits. Who came after them is served
-    /// when their changes have ended: he may be one of them, and ask for other changes there.
+    /// Ends what clients that are gone wanted, as far as it waits or lies in their sockets. All
+    /// others are served when the changes of these have ended: one of them may be the same client,
+    /// on a new connection or on another that it had, and ask for other changes there.
     pub fn abandon(&mut self, intake: &mut impl Intake) {
+        if std::mem::take(&mut self.shared.may_have_gone) {
+            for number in &self.live {
+                let client = &mut self.clients[usize::from(*number)];
+                client.see_whether_gone(&mut self.shared, intake.memory());
+            }
+        }
         self.shared.leaves_changes = false;
         if !self.shared.has_dead {
             return;
@@ -345,7 +349,7 @@ impl NbdDoor {
         for number in &self.live {
             let client = &mut self.clients[usize::from(*number)];
             if client.deadline(&self.shared).is_some_and(|time| time <= self.shared.now) {
-                client.expire(&mut self.shared, memory);
+                client.die(Gone::Fault, &mut self.shared, memory);
             }
         }
     }
@@ -376,14 +380,15 @@ impl Frontend for NbdDoor {
         Ok(())
     }
 
-    fn ready(&mut self, number: usize, readable: bool, writable: bool) {
+    fn ready(&mut self, number: usize, ready: Ready) {
         match number.checked_sub(1) {
-            None => self.listener_ready |= readable,
+            None => self.listener_ready |= ready.readable,
             // An event for a connection that is gone may reach the next one in its place, which
             // then asks the kernel once too often.
             Some(place) => {
                 if let Some(client) = self.clients.get_mut(place) {
-                    client.ready(readable, writable);
+                    client.ready(ready);
+                    self.shared.may_have_gone |= ready.is_gone;
                 }
             }
         }

@@ -27,8 +27,10 @@ pub(super) struct Shared {
     pub(super) out_of_room: bool,
     /// Whether a client is to be taken off the list.
     pub(super) has_dead: bool,
-    /// Whether changes of clients that are gone are under way.
+    /// Whether changes of clients that are gone may be under way.
     pub(super) leaves_changes: bool,
+    /// Whether it was announced that a peer is gone.
+    pub(super) may_have_gone: bool,
     /// An option's payload while it is looked at.
     pub(super) scratch: Box<[u8]>,
     /// Buffers of requests that are out, of all clients.
@@ -74,6 +76,7 @@ impl Shared {
             out_of_room: false,
             has_dead: false,
             leaves_changes: false,
+            may_have_gone: false,
             scratch: vec![0; handshake::OPTION_BYTES_MAX as usize].into(),
             buffers: 0,
             waiter: None,

@@ -4,10 +4,10 @@
 //! socket, and the next one waits for an event.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::AsFd;
 
 use mio::{Interest, Token};
-use nix::sys::socket::{MsgFlags, recv};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::client::{Client, Gone, Phase};
 use super::shared::Shared;
@@ -62,16 +62,13 @@ impl Client {
             Ok(received) => u32::try_from(received).expect("segments are below 4 GiB"),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 self.readable = false;
-                self.end_unseen = false;
                 return Ok(false);
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(true),
             Err(_) => return Err(Gone::Left),
         };
-        // Not in the handshake, where a peer that is silent is let go only after minutes.
-        if (received as usize) < room && self.phase == Phase::Transmission {
+        if (received as usize) < room && !self.ends {
             self.readable = false;
-            self.end_unseen = true;
         }
         let payload = received.min(rest.len);
         if let Some(partial) = &mut self.partial {
@@ -87,14 +84,13 @@ impl Client {
         Ok(true)
     }
 
-    /// Whether the peer has closed the connection and everything that it sent is received.
-    pub(super) fn has_ended(&self) -> bool {
-        let (Phase::Handshake | Phase::Transmission, Some(stream)) = (self.phase, &self.stream)
-        else {
-            return false;
-        };
-        let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
-        recv(stream.as_raw_fd(), &mut [0], flags) == Ok(0)
+    /// Whether the peer has closed the connection, whatever of it is not received yet. One that
+    /// only sends nothing more waits for replies.
+    pub(super) fn is_gone(&self) -> bool {
+        let Some(stream) = &self.stream else { return false };
+        // That it hung up is told unasked.
+        let mut asked = [PollFd::new(stream.as_fd(), PollFlags::empty())];
+        poll(&mut asked, PollTimeout::ZERO).is_ok_and(|count| count > 0)
     }
 
     /// How much may be received behind what is in the staging buffer. Behind large writes only a

@@ -44,7 +44,7 @@ impl Disk {
     }
 
     fn replied(&mut self, reply: &Reply) -> Result<(), String> {
-        let Some(Asked { ask, began }) = self.asked.remove(&reply.number) else {
+        let Some(Asked { ask, began, client }) = self.asked.remove(&reply.number) else {
             return Err(format!("an answer to nobody: {}", reply.number));
         };
         self.counts.requests += 1;
@@ -57,8 +57,9 @@ impl Disk {
         if !is_done && (ask == Ask::Flush || ask.is_fua()) {
             if self.faults.mistake == Some(Mistake::FlushAgain) && ask == Ask::Flush {
                 self.number += 1;
-                self.clients[0].send(self.number, ask, &[]);
-                self.asked.insert(self.number, Asked { ask, began });
+                let again = self.clients.iter_mut().find(|other| other.number == client);
+                again.expect("it was just told").send(self.number, ask, &[]);
+                self.asked.insert(self.number, Asked { ask, began, client });
                 return Ok(());
             }
             // It was told: a flush may have failed.

@@ -25,6 +25,8 @@ use crate::images::{self, Place};
 
 /// Requests of a disk that are not answered, at most.
 const ASKED_MAX: usize = 48;
+/// Clients of a disk, at most.
+const CLIENTS_MAX: usize = 4;
 /// Images of a chain, at most.
 const DEPTH_MAX: usize = 6;
 /// What nobody may need more of to come to rest.
@@ -41,6 +43,8 @@ pub(crate) enum Left {
 struct Asked {
     ask: Ask,
     began: u64,
+    /// The number of its client.
+    client: u64,
 }
 
 /// What has been commanded and not answered.
@@ -165,7 +169,8 @@ impl Disk {
 
     fn connect(&mut self) {
         let path = self.rig().nbd_path().to_owned();
-        self.clients.push(Client::connect(&path));
+        self.number += 1;
+        self.clients.push(Client::connect(&path, self.number));
     }
 
     /// Sends some requests.
@@ -218,8 +223,41 @@ impl Disk {
             }
         }
         let client = index(random.below(self.clients.len() as u64));
-        self.clients[client].send(self.number, ask, &payload);
-        self.asked.insert(self.number, Asked { ask, began });
+        let client = &mut self.clients[client];
+        client.send(self.number, ask, &payload);
+        self.asked.insert(self.number, Asked { ask, began, client: client.number });
+    }
+
+    /// A client is gone, and comes back at once or later. What it had asked for may be done or not;
+    /// but whatever is asked after this comes after it.
+    pub(crate) fn lose_client(&mut self, random: &mut Random) -> Result<(), String> {
+        if self.clients.len() < CLIENTS_MAX && random.one_in(2) {
+            self.connect();
+            return Ok(());
+        }
+        // What it was told before counts.
+        self.receive()?;
+        let lost = self.clients.swap_remove(index(random.below(self.clients.len() as u64))).number;
+        self.counts.clients_lost += 1;
+        let is_its = |_: &u64, asked: &mut Asked| asked.client == lost;
+        let left: Vec<(u64, Asked)> = self.asked.extract_if(.., is_its).collect();
+        self.never_answered(left);
+        if self.clients.is_empty() || random.one_in(2) {
+            self.connect();
+        }
+        Ok(())
+    }
+
+    /// Nobody will hear what became of these.
+    fn never_answered(&mut self, asked: impl IntoIterator<Item = (u64, Asked)>) {
+        for (number, Asked { ask, .. }) in asked {
+            let (first, count) = ask.range();
+            if !matches!(ask, Ask::Read { .. } | Ask::Flush) {
+                for sector in first..first + count {
+                    self.oracle.answer(number, sector, false, false);
+                }
+            }
+        }
     }
 
     /// A turn of the loop; then the clients take their replies.
@@ -410,14 +448,8 @@ impl Disk {
     /// The process is gone, and who asked it something has no answer.
     fn forget(&mut self) -> Result<(), String> {
         self.receive()?;
-        for (number, Asked { ask, .. }) in std::mem::take(&mut self.asked) {
-            let (first, count) = ask.range();
-            if !matches!(ask, Ask::Read { .. } | Ask::Flush) {
-                for sector in first..first + count {
-                    self.oracle.answer(number, sector, false, false);
-                }
-            }
-        }
+        let asked = std::mem::take(&mut self.asked);
+        self.never_answered(asked);
         self.rig = None;
         self.clients.clear();
         self.stuck.clear();

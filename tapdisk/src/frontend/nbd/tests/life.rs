@@ -245,8 +245,6 @@ fn an_end_after_any_byte_frees_all_but_what_is_running() {
         let running = rig.intake.running.clone();
         drop(peer);
         rig.settle();
-        // What end of a stream is announced with its last bytes is found out later.
-        rig.wait(Duration::from_secs(2));
         // The memory of what runs is untouched: nobody else gets it.
         let mut others = Vec::new();
         while let Some(segment) = rig.intake.memory.allocate(512) {
@@ -350,38 +348,125 @@ fn a_place_is_not_given_away_while_its_requests_run() {
     rig.close();
 }
 
+/// A handshake and, behind it, a write of one sector to the start of the disk.
+fn greeted_write(cookie: u64, byte: u8) -> Vec<u8> {
+    [&3u32.to_be_bytes()[..], &option(7, &[0; 6]), &write(cookie, 0, &[byte; 512])].concat()
+}
+
 #[test]
 fn who_comes_back_is_not_overtaken_by_what_he_left() {
-    let path = std::env::temp_dir().join(format!("nbd-back-{}", std::process::id()));
-    let _ = std::fs::remove_file(&path);
-    let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
-    let mut rig = Rig::around(NbdDoor::new(listener, NbdConfig::default()).unwrap(), 32 << 20);
+    let (mut rig, connect) = listening(NbdConfig::default());
     rig.serves = false;
     let mut other = rig.client(PLAIN);
-    other.send(&request(READ, 0, 1, 8192, 512));
-    rig.settle();
     let mut peer = rig.client(PLAIN);
     peer.send(&write(2, 0, &[1; 512]));
-    // Its end comes with its last bytes, and is not announced again.
-    drop(peer);
     rig.settle();
-    let mut peer = Peer::new(UnixStream::connect(&path).unwrap());
-    peer.send(&[&3u32.to_be_bytes()[..], &option(7, &[0; 6]), &write(3, 0, &[2; 512])].concat());
+    drop(peer);
+    let mut peer = connect();
+    peer.send(&greeted_write(3, 2));
     rig.settle();
     assert_eq!(rig.intake.abandoned, [1], "it is not tried again");
-    assert_eq!(rig.intake.running.len(), 2, "{:?}", rig.intake.running);
-    // It holds up nobody who was there before.
-    other.send(&request(READ, 0, 4, 8192, 512));
+    // Who was there before may be the same client: it asks again on another of its connections.
+    other.send(&write(4, 0, &[3; 512]));
     rig.settle();
-    assert_eq!(rig.intake.running.len(), 3);
-    rig.finish(1);
+    assert_eq!(rig.intake.running.len(), 1, "{:?}", rig.intake.running);
+    rig.finish(0);
     rig.settle();
-    assert_eq!(rig.intake.running[2].token.number, 3);
-    rig.finish(2);
-    assert_eq!(rig.intake.disk[..512], [2; 512]);
+    assert_eq!(rig.intake.running.len(), 2);
+    assert_eq!(rig.intake.disk[..512], [1; 512]);
     drop((peer, other));
     rig.close();
-    std::fs::remove_file(&path).unwrap();
+}
+
+#[test]
+fn a_client_that_is_gone_is_seen_while_its_requests_wait() {
+    let mut rig = Rig::new();
+    rig.serves = false;
+    let mut peer = rig.client(PLAIN);
+    peer.send(&write(1, 0, &[1; 512]));
+    rig.settle();
+    // Its end comes with its last bytes, and is not announced again.
+    peer.send(&write(2, 0, &[2; 512])[..40]);
+    drop(peer);
+    rig.settle();
+    assert_eq!(rig.intake.abandoned, [0]);
+    rig.close();
+}
+
+#[test]
+fn what_a_client_left_in_its_socket_is_not_begun_after_it_has_come_back() {
+    let (mut rig, connect) = listening(NbdConfig::default());
+    let mut peer = rig.client(PLAIN);
+    rig.door.suspend();
+    peer.send(&write(1, 0, &[1; 512]));
+    drop(peer);
+    rig.settle();
+    let mut peer = connect();
+    peer.send(&greeted_write(2, 2));
+    rig.settle();
+    rig.door.resume();
+    rig.settle();
+    let started: Vec<u64> = rig.intake.started.iter().map(|it| it.token.number).collect();
+    assert_eq!(started, [2]);
+    peer.read();
+    assert!(peer.received.ends_with(&simple(2, 0)));
+    rig.close();
+}
+
+#[test]
+fn what_a_client_left_behind_others_requests_is_not_begun() {
+    let mut rig = Rig::new();
+    rig.serves = false;
+    rig.intake.room = 1;
+    let (mut first, mut second) = (rig.client(PLAIN), rig.client(PLAIN));
+    first.send(&request(READ, 0, 1, 0, 512));
+    rig.settle();
+    second.send(&write(2, 0, &[2; 512]));
+    rig.settle();
+    drop(second);
+    rig.settle();
+    rig.finish(0);
+    rig.settle();
+    assert_eq!(rig.intake.started.len(), 1, "there was no room for it while it was there");
+    rig.close();
+}
+
+/// As libnbd says good-bye.
+#[test]
+fn a_client_that_only_sends_nothing_more_gets_its_replies() {
+    let mut rig = Rig::new();
+    rig.serves = false;
+    let mut peer = rig.client(PLAIN);
+    peer.send(&[write(1, 0, &[1; 512]), request(DISC, 0, 2, 0, 0)].concat());
+    peer.stream.shutdown(std::net::Shutdown::Write).unwrap();
+    rig.settle();
+    assert_eq!(rig.intake.running.len(), 1);
+    rig.finish(0);
+    assert_eq!(peer.take(16), simple(1, 0));
+    assert!(peer.is_closed());
+    // In the middle of a request there is nothing to wait for.
+    let mut peer = rig.client(PLAIN);
+    peer.send(&write(3, 0, &[1; 512])[..40]);
+    peer.stream.shutdown(std::net::Shutdown::Write).unwrap();
+    rig.settle();
+    assert!(peer.is_closed());
+    rig.close();
+}
+
+/// It waits for the replies that are still due, and would go on to be tried again.
+#[test]
+fn a_client_that_said_good_bye_and_is_gone_is_not_waited_for() {
+    let mut rig = Rig::new();
+    rig.serves = false;
+    let mut peer = rig.client(PLAIN);
+    peer.send(&write(1, 0, &[1; 512]));
+    peer.send(&request(DISC, 0, 2, 0, 0));
+    rig.settle();
+    assert_eq!(rig.intake.abandoned, [0u16; 0]);
+    drop(peer);
+    rig.settle();
+    assert_eq!(rig.intake.abandoned, [0]);
+    rig.close();
 }
 
 #[test]

@@ -99,7 +99,7 @@ impl Rig {
         }
         for event in &self.events {
             let number = event.token().0 - BASE;
-            self.door.ready(number, event.is_readable(), event.is_writable());
+            self.door.ready(number, event.into());
         }
         self.more = self.door.pull(&mut self.intake);
         if self.serves {
