@@ -173,6 +173,9 @@ pub enum ErrorKind {
     },
     /// The data is encrypted, and there is no key.
     Encrypted,
+    /// The data is in another key than the one that was given, or than the data it goes to, or in
+    /// none.
+    OtherKey,
     /// A locator leads to no file that can be read.
     ParentNotFound {
         /// The name in the image.
@@ -285,6 +288,7 @@ impl Error {
             | Kind::TooSmall { .. }
             | Kind::Overlap { .. }
             | Kind::NoLocator
+            | Kind::OtherKey
             | Kind::ParentUuid { .. } => errno::EINVAL,
         }
     }
@@ -368,6 +372,7 @@ impl fmt::Display for ErrorKind {
             Self::NameTooLong { part, found, limit } => {
                 write!(out, "{part}: name of {found} bytes does not fit in {limit}")
             }
+            Self::OtherKey => out.write_str("The disk is not in this key"),
             Self::Encrypted => out.write_str("The disk is encrypted, and no key was given"),
             Self::ParentNotFound { name } => write!(out, "Parent \"{name}\" was not found"),
             Self::NoLocator => out.write_str("No parent locator names a path"),

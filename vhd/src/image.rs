@@ -10,7 +10,7 @@
 //! file are data, which is why the place of the footer has no part in reading blocks.
 
 use crate::bat::{self, Bat};
-use crate::batmap::{self, BatmapHeader};
+use crate::batmap::{self, BatmapHeader, KeyHash};
 use crate::error::{Error, ErrorKind, Part, Result};
 use crate::footer::{self, DiskType, FOOTER_SIZE, FOOTER_SIZE_SHORT, Footer};
 use crate::header::{BlockSize, HEADER_SIZE, Header};
@@ -373,10 +373,18 @@ impl<R: ReadAt> Image<R> {
     /// # Errors
     /// Storage fails.
     pub fn is_encrypted(&self) -> Result<bool> {
+        Ok(self.keyhash()?.is_some())
+    }
+
+    /// The hash of the key in which its data is, if it has one.
+    ///
+    /// # Errors
+    /// Storage fails.
+    pub fn keyhash(&self) -> Result<Option<KeyHash>> {
         match self.batmap_header() {
-            Ok(header) => Ok(header.is_some_and(|header| header.keyhash.is_some())),
+            Ok(header) => Ok(header.and_then(|header| header.keyhash)),
             Err(error) if matches!(error.kind(), ErrorKind::Io { .. }) => Err(error),
-            Err(_) => Ok(false),
+            Err(_) => Ok(None),
         }
     }
 

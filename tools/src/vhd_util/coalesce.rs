@@ -3,10 +3,12 @@
 use std::path::Path;
 
 use nix::errno::Errno;
+use vhd::batmap::KeyHash;
 use vhd::plan::coalesce::coalesce;
 use vhd_files::execute::OpenFiles;
 
 use super::image::{self, Reading};
+use super::key;
 use super::perform::{self, Watch, errno_of, perform};
 use crate::console::{Console, Failure};
 use crate::options::Options;
@@ -15,7 +17,7 @@ use crate::program::{Command, Stream};
 pub(crate) const COMMAND: Command = Command {
     name: "coalesce",
     short: "n:sph",
-    long: &["--no-lock", "--rate="],
+    long: &["--no-lock", "--rate=", "--key="],
     usage: "options: <-n name> [-s sparse] [-p progress] [-h help]\n",
     usage_stream: Stream::Out,
     usage_status: 22,
@@ -24,11 +26,13 @@ pub(crate) const COMMAND: Command = Command {
 };
 const HELP: &str = "Copies the sectors of a differencing image into its direct parent, which then holds all that the
 image shows. The image stays as it is, and so does what it shows: killed at any point, it can be
-run again. Prints 'Coalesced N sectors'.
+run again. Prints 'Coalesced N sectors'. The two are in one key, or in none; into a raw parent the data
+of an encrypted image go decrypted.
 
   -n name    the image; nobody may write it or its parent meanwhile
   -p         progress in percent, also where there is no terminal
   -s         as ever; what is not written is not stored anyhow
+  --key=FILE the key of an encrypted image: for a raw parent, or to see that it is that of both
   --rate=N   at most N bytes a second: 50M, 1G
   --no-lock  although another process has the parent open for writing
 ";
@@ -93,7 +97,13 @@ fn start(console: &mut Console, path: &Path, options: &Options) -> Result<(), Fa
     drop(image);
     let source = perform::open_for_reading(path)?;
     let mut files = OpenFiles::with_image(source, policy).and_ancestor(target);
-    let mut plan = coalesce(&files).map_err(|error| image::failure(path, &error))?;
+    let key = key::of_options(options)?;
+    if let Some(key) = &key {
+        files = files.and_key(key);
+    }
+    let opens = key.as_ref().map(|key| |keyhash: &KeyHash| key.opens(keyhash));
+    let opens = opens.as_ref().map(|opens| opens as &dyn Fn(&KeyHash) -> bool);
+    let mut plan = coalesce(&files, opens).map_err(|error| image::failure(path, &error))?;
     let mut watch = Watch::long("coalesce", options, block)?;
     if options.has(b'p') {
         watch = watch.with_percent();

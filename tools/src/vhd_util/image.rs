@@ -329,9 +329,9 @@ impl Image {
         self.header().map_or_else(|| Ok(String::new()), |header| header.parent_name.decode())
     }
 
-    /// It and its ancestors, as one disk; ENOENT and the like for those.
-    pub(crate) fn chain(&self) -> Result<Chain<ImageFile>> {
-        chain(&self.path, ChainOptions::default())
+    /// It and its ancestors, as one disk of data as they are stored; ENOENT and the like for those.
+    pub(crate) fn chain_as_stored(&self) -> Result<Chain<ImageFile>> {
+        chain(&self.path, ChainOptions { as_stored: true, ..ChainOptions::default() })
     }
 
     /// The same, to be shown to a person: also one whose resize was interrupted, what is encrypted

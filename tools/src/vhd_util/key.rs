@@ -77,6 +77,11 @@ pub(super) fn read_key(path: &Path) -> Result<Key, Failure> {
         .map_err(|error| Failure::new(Errno::EINVAL, format!("{}: {error}", path.display())))
 }
 
+/// That of `--key=`, if it was given.
+pub(super) fn of_options(options: &Options) -> Result<Option<Key>, Failure> {
+    options.value("--key=").map(|path| read_key(Path::new(path))).transpose()
+}
+
 /// That which was given, or zeros, as ever: only `copy` makes a random one.
 fn nonce(console: &mut Console, options: &Options) -> Result<[u8; 32], Failure> {
     options.argument(b'N').map_or(Ok([0; 32]), |text| digits(console, text))

@@ -256,3 +256,69 @@ fn an_encrypted_copy_is_nothing_without_its_key() {
     bench.vhd_ok("convert -n c -N raw2 -O raw -k k,aes-xts-plain,512.key");
     assert!(bench.read("raw2") == parent().disk());
 }
+
+const KEY: &str = "k,aes-xts-plain,512.key";
+
+/// `e`, encrypted, of what `parent` shows, and `c`, its child of nothing.
+fn encrypted(name: &str) -> Bench {
+    let bench = Bench::new(name);
+    bench.make("a", &parent());
+    fs::write(bench.path(KEY), [7; 64]).unwrap();
+    fs::write(bench.path("other"), [8; 64]).unwrap();
+    bench.vhd_ok(&format!("copy -n a -N e -k {KEY}"));
+    bench.vhd_ok("snapshot -n c -p e");
+    bench
+}
+
+/// With the key, an image shows what `parent` does.
+fn shows_parent(bench: &Bench, name: &str) {
+    bench.vhd_ok(&format!("convert -n {name} -N plain -O raw -k {KEY}"));
+    assert!(bench.read("plain") == parent().disk(), "{name}");
+    fs::remove_file(bench.path("plain")).unwrap();
+}
+
+#[test]
+fn an_encrypted_disk_that_is_filled_or_merged_shows_what_it_did() {
+    let bench = encrypted("making-filled");
+    for command in ["fill -n c", "fill -n c --key=other"] {
+        let status = if command.ends_with("other") { 22 } else { 13 };
+        let why = bench.vhd_why(command, status);
+        assert!(why.contains("c: "), "{command}: {why}");
+        assert_eq!(bench.vhd_text("query -a -n c"), "0\n");
+    }
+    assert_eq!(bench.vhd(&format!("fill -n a --key={KEY}")).0, 22, "a is in no key");
+    assert_eq!(bench.vhd("fill -n c --key=none").0, 22, "no such key");
+    bench.vhd_ok(&format!("fill -n c --key={KEY}"));
+    assert_eq!(bench.vhd_text("check -b -n c"), "c is valid\n");
+    shows_parent(&bench, "c");
+    // All of it is there: zeros of the parent, too, and encrypted.
+    let stored = bench.vhd_ok("read -r 12000 -c 2 -n c");
+    assert!(stored[..512] != stored[512..] && stored.iter().any(|byte| *byte != 0));
+    bench.vhd_ok("coalesce -n c");
+    shows_parent(&bench, "e");
+    shows_parent(&bench, "c");
+}
+
+#[test]
+fn what_is_not_in_one_key_is_not_merged() {
+    let bench = encrypted("making-keys");
+    bench.vhd_ok(&format!("fill -n c --key={KEY}"));
+    // Another parent of the same identity, in no key.
+    let plain = Spec { uuid: footer(&bench, "e").uuid, ..parent() };
+    bench.make("e", &plain);
+    let before = bench.read("e");
+    for arguments in ["", "--key=other", &format!("--key={KEY}")] {
+        let why = bench.vhd_why(&format!("coalesce -n c {arguments}"), 22);
+        assert!(why.contains("key"), "{why}");
+    }
+    assert!(bench.read("e") == before);
+    // A raw one, which gets what the disk shows.
+    fs::write(bench.path("raw"), vec![1; 6 << 20]).unwrap();
+    bench.vhd_ok("modify -n c -p raw -m");
+    assert_eq!(bench.vhd("coalesce -n c").0, 13);
+    assert_eq!(bench.vhd("coalesce -n c --key=other").0, 22);
+    assert!(bench.read("raw") == vec![1; 6 << 20]);
+    bench.vhd_ok(&format!("coalesce -n c --key={KEY}"));
+    assert!(bench.read("raw") == parent().disk());
+    shows_parent(&bench, "c");
+}

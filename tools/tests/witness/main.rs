@@ -159,6 +159,13 @@ fn encrypted_sectors_are_what_another_aes_decrypts() {
     }
 }
 
+#[test]
+fn filled_and_merged_sectors_in_a_key_are_what_another_aes_finds() {
+    if let Some(python) = python_with("cryptography") {
+        encryption::fills_and_merges(&Folder::new("filled"), python, (images() / 50).max(6));
+    }
+}
+
 fn exists(path: &Path) -> bool {
     path.symlink_metadata().is_ok()
 }

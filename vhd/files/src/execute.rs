@@ -9,10 +9,11 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use vhd::ErrorKind;
-use vhd::plan::{File, Files, Milestone, PIECE_BYTES_MAX, Plan, Progress, Step};
+use vhd::plan::{Coding, File, Files, Milestone, PIECE_BYTES_MAX, Plan, Progress, Step};
 use vhd::read_at::ReadAt;
 
 use crate::buffer::AlignedBuffer;
+use crate::encryption::{Encryption, Key};
 use crate::file::ImageFile;
 use crate::lock::Policy;
 use behind::{Behind, Ended};
@@ -105,6 +106,8 @@ pub struct OpenFiles {
     journal: Option<Place>,
     ancestors: Vec<Place>,
     policy: Policy,
+    /// Of an encrypted disk, if the plan needs it.
+    encryption: Option<Encryption>,
     buffer: Option<AlignedBuffer>,
     /// Writes while the next piece is read, once there was one to write so.
     behind: Option<Behind>,
@@ -124,7 +127,8 @@ impl OpenFiles {
     }
 
     fn of(image: Place, policy: Policy) -> Self {
-        Self { image, journal: None, ancestors: Vec::new(), policy, buffer: None, behind: None }
+        let (journal, ancestors, encryption) = (None, Vec::new(), None);
+        Self { image, journal, ancestors, policy, encryption, buffer: None, behind: None }
     }
 
     /// And a journal that is open.
@@ -137,6 +141,12 @@ impl OpenFiles {
     #[must_use]
     pub fn and_new_journal(self, path: &Path) -> Self {
         Self { journal: Some(Place::named(path)), ..self }
+    }
+
+    /// And the key of an encrypted disk.
+    #[must_use]
+    pub fn and_key(self, key: &Key) -> Self {
+        Self { encryption: Some(Encryption::new(key)), ..self }
     }
 
     /// And the next ancestor: the first one is the parent.
@@ -195,8 +205,12 @@ impl OpenFiles {
                 zeroed.map_err(|error| vhd::Error::from(error).or_at(*offset))?;
             }
             Step::Copy { from, from_offset, to, to_offset, length } => {
-                let (from, to) = ((*from, *from_offset), (*to, *to_offset));
-                self.copy(from, to, *length, is_apart)?;
+                let (from, to) = ((*from, *from_offset, *length), (*to, *to_offset));
+                self.copy(from, to, *length, None, is_apart)?;
+            }
+            Step::Code { coding, from, from_offset, there, to, to_offset, length, sector } => {
+                let (from, to) = ((*from, *from_offset, *there), (*to, *to_offset));
+                self.copy(from, to, *length, Some((*coding, *sector)), is_apart)?;
             }
             Step::SetLength { file, length } => self.writing(*file)?.set_length(*length)?,
             Step::PunchHole { file, offset, length } => {
@@ -233,23 +247,35 @@ impl OpenFiles {
         Ok(())
     }
 
+    /// `from` with how many of the bytes are there; the rest is zeros.
     fn copy(
         &mut self,
-        from: (File, u64),
+        from: (File, u64, u64),
         to: (File, u64),
         length: u64,
+        coding: Option<(Coding, u64)>,
         is_apart: bool,
     ) -> vhd::Result<()> {
-        assert!(length <= PIECE_BYTES_MAX, "a plan copies pieces");
+        assert!(from.2 <= length && length <= PIECE_BYTES_MAX, "a plan copies pieces");
         let length = usize::try_from(length).expect("a piece");
+        let there = usize::try_from(from.2).expect("a piece");
         let size = usize::try_from(PIECE_BYTES_MAX).expect("a piece").next_multiple_of(4096);
         let spare = self.buffer.take().or_else(|| self.behind.as_mut()?.take_spare());
         let mut buffer = spare.unwrap_or_else(|| AlignedBuffer::new(size));
         let piece = buffer.get_mut(..length).expect("at most the largest piece");
-        let read = self.open(from.0)?.read_at(from.1, piece);
+        let (data, zeros) = piece.split_at_mut(there);
+        let read = if there == 0 { Ok(()) } else { self.open(from.0)?.read_at(from.1, data) };
+        zeros.fill(0);
         // Also when that failed: of two errors the first one is told.
         self.end_of_write()?;
         read.map_err(|error| error.or_at(from.1))?;
+        if let Some((coding, sector)) = coding {
+            let encryption = self.encryption.as_ref().ok_or(ErrorKind::Encrypted)?;
+            match coding {
+                Coding::Encrypt => encryption.encrypt(sector, piece),
+                Coding::Decrypt => encryption.decrypt(sector, piece),
+            }
+        }
         let failed = |error: io::Error| vhd::Error::from(error).or_at(to.1);
         if is_apart
             && length >= BEHIND_BYTES_MIN
@@ -358,7 +384,7 @@ fn run(
         let next = plan.next(files);
         let next = next.map_err(|error| Failed { path: failed_at.clone(), error })?;
         let Some(step) = next else { return Ok(End::Done) };
-        if !matches!(step, Step::Copy { .. }) {
+        if !matches!(step, Step::Copy { .. } | Step::Code { .. }) {
             files.settle()?;
         }
         if let Step::Reached(milestone) = step
@@ -381,7 +407,7 @@ fn run(
 fn moved(step: &Step) -> u64 {
     match step {
         Step::Write { bytes, .. } => bytes.len() as u64,
-        Step::Copy { length, .. } => *length,
+        Step::Copy { length, .. } | Step::Code { length, .. } => *length,
         _ => 0,
     }
 }
@@ -394,7 +420,7 @@ fn file_of(step: &Step) -> Option<File> {
         | Step::SetLength { file, .. }
         | Step::PunchHole { file, .. }
         | Step::Remove { file } => Some(*file),
-        Step::Copy { to, .. } => Some(*to),
+        Step::Copy { to, .. } | Step::Code { to, .. } => Some(*to),
         Step::Barrier | Step::Reached(_) => None,
     }
 }

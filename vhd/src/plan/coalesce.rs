@@ -5,7 +5,7 @@
 
 use super::disk::{Disk, Field};
 use super::writer::{Source, Writer};
-use super::{File, Files, Plan, Progress, Steps};
+use super::{Coding, File, Files, Opens, Plan, Progress, Steps};
 use crate::bits;
 use crate::error::{ErrorKind, Part, Result};
 use crate::footer::DiskType;
@@ -30,15 +30,21 @@ pub struct Coalesce {
 enum Target {
     /// A raw image, or a fixed disk, which is one with a footer behind it.
     Flat,
+    /// A raw image, which is in no key, of an encrypted disk.
+    Plain,
     Sparse(Box<Writer>),
 }
 
 /// Copies the sectors of a differencing disk into its parent, [`File::Ancestor`] 0.
 ///
+/// Those of an encrypted disk stay as they are in a parent with the same hash of a key, for which
+/// no key is needed, and are decrypted for a raw parent.
+///
 /// # Errors
 /// What opening the two gives; a disk without parent, or with another parent than this; ERANGE for
-/// data past the end of the parent; ENOSPC for a device without room.
-pub fn coalesce(files: &dyn Files) -> Result<Coalesce> {
+/// data past the end of the parent; ENOSPC for a device without room; EACCES, where the key of an
+/// encrypted disk is needed; EINVAL, for another key, or two images that have not the same.
+pub fn coalesce(files: &dyn Files, opens: Opens<'_>) -> Result<Coalesce> {
     let child = Disk::open(files, CHILD)?;
     let sparse = child.sparse()?;
     if child.footer.disk_type != DiskType::Differencing {
@@ -50,13 +56,15 @@ pub fn coalesce(files: &dyn Files) -> Result<Coalesce> {
     if wanted.is_nil() {
         let end = files.is_device(PARENT).then(|| files.open(PARENT)?.length()).transpose()?;
         refuse_past_end(files, &child, end)?;
-        let (target, next) = (Target::Flat, 0);
+        let (is_encrypted, next) = (child.open_with(opens)?, 0);
+        let target = if is_encrypted { Target::Plain } else { Target::Flat };
         return Ok(Coalesce { queue, child, target, next, sectors: 0, is_done: false });
     }
     let parent = Disk::open(files, PARENT)?;
     if parent.footer.uuid != wanted {
         return Err(ErrorKind::ParentUuid { found: parent.footer.uuid, wanted }.into());
     }
+    refuse_other_key(&child, &parent, opens)?;
     refuse_past_end(files, &child, Some(parent.footer.current_size))?;
     let target = match &parent.sparse {
         None => Target::Flat,
@@ -89,6 +97,11 @@ impl Coalesce {
                     let length = u64::from(run.count) << 9;
                     self.queue.copy((CHILD, from), (PARENT, start << 9), length);
                 }
+                Target::Plain => {
+                    let length = u64::from(run.count) << 9;
+                    let (from, to) = ((CHILD, from), (PARENT, start << 9));
+                    self.queue.code(Coding::Decrypt, from, length, to, (start, length));
+                }
                 Target::Sparse(writer) => {
                     let source = Source::Copy(CHILD, from);
                     writer.put(files, &mut self.queue, start..end, source)?;
@@ -120,7 +133,7 @@ impl Plan for Coalesce {
         }
         self.is_done = true;
         match &mut self.target {
-            Target::Flat => self.queue.barrier(),
+            Target::Flat | Target::Plain => self.queue.barrier(),
             Target::Sparse(writer) => writer.finish(&mut self.queue)?,
         }
         Ok(true)
@@ -134,6 +147,20 @@ impl Plan for Coalesce {
     fn progress(&self) -> Progress {
         let total = self.child.sparse.as_ref().map_or(0, |sparse| sparse.blocks);
         Progress { done: self.next.into(), total: total.into() }
+    }
+}
+
+/// What is copied as it is stored must be in one key, or in none.
+fn refuse_other_key(child: &Disk, parent: &Disk, opens: Opens<'_>) -> Result<()> {
+    if opens.is_some() {
+        child.open_with(opens)?;
+        return parent.open_with(opens).map(drop);
+    }
+    match (&child.keyhash, &parent.keyhash) {
+        (one, other) if one == other => Ok(()),
+        // The two may have another nonce and the same key: who has it can tell.
+        (Some(_), Some(_)) => Err(ErrorKind::Encrypted.into()),
+        _ => Err(ErrorKind::OtherKey.into()),
     }
 }
 

@@ -33,7 +33,8 @@ pub struct Compact {
 /// Takes blocks without data out of the table of a dynamic or differencing disk, punches holes
 /// where nothing is referred to, and cuts the file behind its last block.
 ///
-/// Blocks that are all zero count as without data in a dynamic disk, where no block says the same.
+/// Blocks that are all zero count as without data in a dynamic disk, where no block says the same,
+/// but for an encrypted one.
 ///
 /// # Errors
 /// What opening the image gives; EINVAL, for a fixed disk.
@@ -58,7 +59,9 @@ impl Compact {
         let file = files.open(IMAGE)?;
         let bitmap = sparse.read_bitmap(file, place)?;
         let mut is_empty = bits::is_empty(&bitmap, count);
-        if !is_empty && self.disk.footer.disk_type == DiskType::Dynamic {
+        // What is zero as it is stored is something else in a key.
+        let may_be_zero = self.disk.footer.disk_type == DiskType::Dynamic;
+        if !is_empty && may_be_zero && self.disk.keyhash.is_none() {
             let size = usize::try_from(sparse.block_size().bytes()).expect("at most 2 MiB");
             let mut data = vec![0; size];
             file.read_at(sparse.data_offset(place), &mut data)?;

@@ -246,10 +246,9 @@ fn pieces(step: &Step, now: &Storage) -> Vec<Piece> {
         Step::Zero { file, offset, length } => {
             write_pieces(*file, *offset, &vec![0; index(*length)], now)
         }
-        Step::Copy { from, from_offset, to, to_offset, length } => {
-            let bytes = now.bytes(*from).and_then(|bytes| bytes.get(index(*from_offset)..));
-            let bytes = bytes.and_then(|rest| rest.get(..index(*length)));
-            write_pieces(*to, *to_offset, bytes.expect("a copy is of bytes that exist"), now)
+        Step::Copy { to, to_offset, .. } | Step::Code { to, to_offset, .. } => {
+            let bytes = now.moved(step).expect("a copy is of bytes that exist");
+            write_pieces(*to, *to_offset, &bytes, now)
         }
     }
 }

@@ -2,9 +2,9 @@
 
 use std::ops::Range;
 
-use super::{File, Files, Steps};
+use super::{File, Files, Opens, Steps};
 use crate::bat::{self, Bat};
-use crate::batmap::{self, BATMAP_HEADER_SIZE, BatmapHeader};
+use crate::batmap::{self, BATMAP_HEADER_SIZE, BatmapHeader, KeyHash};
 use crate::bits;
 use crate::error::{Error, ErrorKind, Part, Result};
 use crate::footer::{FOOTER_SIZE, FOOTER_SIZE_SHORT, Footer};
@@ -31,6 +31,8 @@ pub(super) struct Disk {
     pub(super) footer_offset: Option<u64>,
     /// Of all but fixed disks.
     pub(super) sparse: Option<Sparse>,
+    /// Of an encrypted disk. It counts though the batmap, whose header has it, be damaged.
+    pub(super) keyhash: Option<KeyHash>,
 }
 
 /// What dynamic and differencing disks have.
@@ -104,8 +106,21 @@ impl Disk {
         };
         let header = image.header();
         let sparse = header.map(|header| Sparse::open(bytes, &footer, header)).transpose()?;
-        let is_device = files.is_device(file);
-        Ok(Self { file, is_device, length, footer, footer_offset, sparse })
+        let (is_device, keyhash) = (files.is_device(file), image.keyhash()?);
+        Ok(Self { file, is_device, length, footer, footer_offset, sparse, keyhash })
+    }
+
+    /// Whether it is encrypted; if so, it must be in the key of whoever performs the plan.
+    ///
+    /// # Errors
+    /// EACCES, without a key; EINVAL, with another one, or with one for a disk that is in none.
+    pub(super) fn open_with(&self, opens: Opens<'_>) -> Result<bool> {
+        match (&self.keyhash, opens) {
+            (None, None) => Ok(false),
+            (Some(keyhash), Some(opens)) if opens(keyhash) => Ok(true),
+            (Some(_), None) => Err(ErrorKind::Encrypted.into()),
+            (_, Some(_)) => Err(ErrorKind::OtherKey.into()),
+        }
     }
 
     /// What dynamic and differencing disks have.

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::disk::Disk;
 use super::writer::{Source, Writer};
-use super::{File, Files, Plan, Progress, Steps};
+use super::{File, Files, Opens, Plan, Progress, Steps};
 use crate::bits;
 use crate::error::Result;
 use crate::footer::DiskType;
@@ -14,13 +14,21 @@ const IMAGE: File = File::Image;
 
 /// Fills the blocks in which `sectors` lie, or all of them.
 ///
-/// The parents are [`File::Ancestor`] 0 and on, as far as images name parents.
+/// The parents are [`File::Ancestor`] 0 and on, as far as images name parents. An encrypted disk is
+/// filled with data in its key: those of its parents, which have that key, as they are stored,
+/// while zeros and what a raw parent holds are encrypted.
 ///
 /// # Errors
-/// What opening the images gives; a fixed disk; no room for the blocks.
-pub fn fill(files: &dyn Files, sectors: Option<Range<u64>>) -> Result<Box<dyn Plan>> {
+/// What opening the images gives; a fixed disk; no room for the blocks; EACCES, for an encrypted
+/// disk without its key; EINVAL, for one of which not all images are in this key.
+pub fn fill(
+    files: &dyn Files,
+    sectors: Option<Range<u64>>,
+    opens: Opens<'_>,
+) -> Result<Box<dyn Plan>> {
     let disk = Disk::open(files, IMAGE)?;
-    let below = ancestors(files, &disk)?;
+    let is_encrypted = disk.open_with(opens)?;
+    let below = ancestors(files, &disk, opens)?;
     let sparse = disk.sparse()?;
     let (size, all) = (u64::from(sparse.block_size().sectors()), sparse.blocks);
     let blocks = match sectors {
@@ -35,7 +43,7 @@ pub fn fill(files: &dyn Files, sectors: Option<Range<u64>>) -> Result<Box<dyn Pl
     let new = u32::try_from(new).expect("no more than there are blocks");
     let mut queue = Steps::default();
     let writer = Writer::new(files, disk, new, true, &mut queue)?;
-    Ok(Box::new(Fill { queue, writer, below, blocks, is_done: false }))
+    Ok(Box::new(Fill { queue, writer, below, is_encrypted, blocks, is_done: false }))
 }
 
 /// Whatever is below an image.
@@ -45,7 +53,7 @@ enum Below {
     Sparse(Box<Disk>),
 }
 
-fn ancestors(files: &dyn Files, disk: &Disk) -> Result<Vec<Below>> {
+fn ancestors(files: &dyn Files, disk: &Disk, opens: Opens<'_>) -> Result<Vec<Below>> {
     let mut below = Vec::new();
     let mut parent = parent_of(disk);
     for number in 0_u16.. {
@@ -56,6 +64,7 @@ fn ancestors(files: &dyn Files, disk: &Disk) -> Result<Vec<Below>> {
             break;
         }
         let disk = Disk::open(files, file)?;
+        disk.open_with(opens)?;
         parent = parent_of(&disk);
         below.push(match disk.sparse {
             Some(_) => Below::Sparse(Box::new(disk)),
@@ -74,6 +83,7 @@ struct Fill {
     queue: Steps,
     writer: Writer,
     below: Vec<Below>,
+    is_encrypted: bool,
     /// Those that are left.
     blocks: Range<u32>,
     is_done: bool,
@@ -96,6 +106,7 @@ impl Fill {
                 let (source, count) = source_of(files, &self.below, at, end.saturating_sub(at))?;
                 let piece = at..at.saturating_add(count);
                 at = piece.end;
+                let source = if self.is_encrypted { source.encrypted() } else { source };
                 self.writer.put(files, &mut self.queue, piece, source)?;
             }
         }

@@ -4,7 +4,7 @@ use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::crash::Recording;
-use super::{File, Files, Plan, Step};
+use super::{Coding, File, Files, Plan, Step};
 use crate::error::{Error, ErrorKind, Result, errno};
 use crate::read_at::ReadAt;
 
@@ -127,12 +127,31 @@ impl Storage {
                 let end = start.saturating_add(index(*length)).min(bytes.len());
                 bytes.get_mut(start..end).unwrap_or_default().fill(0);
             }
-            Step::Copy { from, from_offset, to, to_offset, length } => {
-                let piece = self.existing(*from).get(index(*from_offset)..);
-                let piece = piece.and_then(|rest| rest.get(..index(*length)));
-                let piece = piece.expect("a copy is of bytes that exist").to_vec();
+            Step::Copy { to, to_offset, .. } | Step::Code { to, to_offset, .. } => {
+                let piece = self.moved(step).expect("a copy is of bytes that exist");
                 self.write(*to, *to_offset, &piece);
             }
+        }
+    }
+
+    /// What a step that copies would write now. None for other steps, and for bytes that are not
+    /// there.
+    pub(super) fn moved(&self, step: &Step) -> Option<Vec<u8>> {
+        let piece = |from: &File, offset: u64, length: u64| {
+            let rest = self.files.get(from)?.get(index(offset)..)?;
+            Some(rest.get(..index(length))?.to_vec())
+        };
+        match step {
+            Step::Copy { from, from_offset, length, .. } => piece(from, *from_offset, *length),
+            Step::Code { coding, from, from_offset, there, length, sector, .. } => {
+                // Where nothing is read, the place does not matter.
+                let read = (*there > 0).then(|| piece(from, *from_offset, *there));
+                let mut bytes = read.map_or(Some(Vec::new()), |read| read)?;
+                bytes.resize(index(*length), 0);
+                code(*coding, *sector, &mut bytes);
+                Some(bytes)
+            }
+            _ => None,
         }
     }
 
@@ -228,6 +247,22 @@ fn tick(left: &Cell<Option<u64>>, errno: i32) -> Result<()> {
             Ok(())
         }
         None => Ok(()),
+    }
+}
+
+/// Whole sectors, in the one key of all disks in memory: no secret, but each sector and each byte
+/// in it is coded in another way, and encrypting is not decrypting.
+pub fn code(coding: Coding, first: u64, data: &mut [u8]) {
+    for (sector, bytes) in (first..).zip(data.chunks_mut(512)) {
+        let [low, high, ..] = sector.to_le_bytes();
+        let start = low.wrapping_mul(7).wrapping_add(high).wrapping_add(0x5a);
+        let steps = std::iter::successors(Some(start), |step| Some(step.wrapping_mul(5) | 1));
+        for (byte, step) in bytes.iter_mut().zip(steps) {
+            *byte = match coding {
+                Coding::Encrypt => byte.wrapping_add(step),
+                Coding::Decrypt => byte.wrapping_sub(step),
+            };
+        }
     }
 }
 

@@ -21,6 +21,7 @@ pub mod set;
 mod steps;
 mod writer;
 
+use crate::batmap::KeyHash;
 use crate::error::{Error, Result};
 use crate::read_at::ReadAt;
 pub use steps::Steps;
@@ -75,6 +76,26 @@ pub enum Step {
         /// At most [`PIECE_BYTES_MAX`].
         length: u64,
     },
+    /// Sectors of a disk from one place to another, encrypted or decrypted on their way; the two
+    /// places do not overlap.
+    Code {
+        /// Which of the two.
+        coding: Coding,
+        /// The file that is read.
+        from: File,
+        /// Where.
+        from_offset: u64,
+        /// So many bytes of `length` are there; the rest of them are zeros, before coding.
+        there: u64,
+        /// The file that is written; one that is too short grows.
+        to: File,
+        /// Where.
+        to_offset: u64,
+        /// Whole sectors, at most [`PIECE_BYTES_MAX`].
+        length: u64,
+        /// The number of the first sector in the disk.
+        sector: u64,
+    },
     /// Cuts a file, or makes it longer, with zeros. A device stays as it is.
     SetLength {
         /// Which.
@@ -101,6 +122,18 @@ pub enum Step {
     /// Nothing to do: the plan has come to a point that has a name.
     Reached(Milestone),
 }
+
+/// What becomes of sectors in the key of a disk. The plan does not know it: who performs it does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Coding {
+    /// They are stored in the key.
+    Encrypt,
+    /// They are stored as the guest sees them.
+    Decrypt,
+}
+
+/// Whether the key of whoever performs a plan is that of an image. Without a key there is none.
+pub type Opens<'a> = Option<&'a dyn Fn(&KeyHash) -> bool>;
 
 /// Points of a plan by which storage managers know them: they test what happens when it ends there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -210,6 +243,6 @@ pub trait Plan {
     }
 }
 
-/// The most that one [`Step::Write`] or [`Step::Copy`] moves, so that an executor's memory is
-/// bounded: the largest block with its bitmap.
+/// The most that one [`Step::Write`], [`Step::Copy`] or [`Step::Code`] moves, so that an executor's
+/// memory is bounded: the largest block with its bitmap.
 pub const PIECE_BYTES_MAX: u64 = (2 << 20) + 512;

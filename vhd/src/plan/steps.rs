@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use super::{File, Files, Milestone, PIECE_BYTES_MAX, Plan, Step};
+use super::{Coding, File, Files, Milestone, PIECE_BYTES_MAX, Plan, Step};
 use crate::error::Result;
 
 /// Steps in order, each of bounded size whatever it is made from.
@@ -63,6 +63,33 @@ impl Steps {
         }
     }
 
+    /// Sectors of a disk from elsewhere, in pieces; each end is a file and an offset. `there` bytes
+    /// are read, the rest is zeros; `sector` is the number of the first one.
+    pub fn code(
+        &mut self,
+        coding: Coding,
+        (from, from_offset): (File, u64),
+        there: u64,
+        (to, to_offset): (File, u64),
+        (sector, length): (u64, u64),
+    ) {
+        let mut done = 0_u64;
+        while done < length {
+            let piece = length.saturating_sub(done).min(PIECE_BYTES_MAX);
+            self.push(Step::Code {
+                coding,
+                from,
+                from_offset: from_offset.saturating_add(done),
+                there: there.saturating_sub(done).min(piece),
+                to,
+                to_offset: to_offset.saturating_add(done),
+                length: piece,
+                sector: sector.saturating_add(done >> 9),
+            });
+            done = done.saturating_add(piece);
+        }
+    }
+
     /// A new length.
     pub fn set_length(&mut self, file: File, length: u64) {
         self.push(Step::SetLength { file, length });
@@ -118,6 +145,27 @@ mod tests {
             (9, 1, piece),
             (9 + piece, 1 + piece, piece),
             (9 + 2 * piece, 1 + 2 * piece, 1),
+        ];
+        assert_eq!(pieces, wanted);
+    }
+
+    #[test]
+    fn sectors_that_are_coded_keep_their_numbers_from_piece_to_piece() {
+        let (piece, mut steps) = (PIECE_BYTES_MAX, Steps::default());
+        let (from, to) = ((File::Ancestor(0), 5 << 9), (File::Image, 7 << 9));
+        steps.code(Coding::Encrypt, from, piece + 100, to, (3, 2 * piece + 512));
+        let mut pieces = Vec::new();
+        while let Some(Step::Code { from_offset, there, to_offset, length, sector, .. }) =
+            steps.pop()
+        {
+            pieces.push((from_offset, there, to_offset, length, sector));
+        }
+        let sectors = piece / 512;
+        let at = |sector: u64, pieces: u64| (sector << 9) + pieces * piece;
+        let wanted = [
+            (at(5, 0), piece, at(7, 0), piece, 3),
+            (at(5, 1), 100, at(7, 1), piece, 3 + sectors),
+            (at(5, 2), 0, at(7, 2), 512, 3 + 2 * sectors),
         ];
         assert_eq!(pieces, wanted);
     }

@@ -7,7 +7,7 @@
 use std::collections::BTreeSet;
 
 use super::disk::Disk;
-use super::{File, Files, Steps};
+use super::{Coding, File, Files, Steps};
 use crate::bat;
 use crate::bits;
 use crate::error::Result;
@@ -27,6 +27,34 @@ pub(super) enum Source {
     CopyUntil(File, u64, u64),
     /// Nowhere: they are zero.
     Zeros,
+    /// As [`Source::CopyUntil`], of a file that is not in the key of this disk.
+    EncryptUntil(File, u64, u64),
+}
+
+impl Source {
+    /// For an encrypted disk; other images of it are in its key already.
+    pub(super) fn encrypted(self) -> Self {
+        match self {
+            // Of no file anything is read: which one that is does not matter.
+            Self::Zeros => Self::EncryptUntil(File::Image, 0, 0),
+            Self::CopyUntil(file, from, end) => Self::EncryptUntil(file, from, end),
+            Self::Copy(..) | Self::EncryptUntil(..) => self,
+        }
+    }
+
+    /// What comes so many bytes later.
+    fn after(self, bytes: u64) -> Self {
+        match self {
+            Self::Zeros => Self::Zeros,
+            Self::Copy(file, from) => Self::Copy(file, from.saturating_add(bytes)),
+            Self::CopyUntil(file, from, end) => {
+                Self::CopyUntil(file, from.saturating_add(bytes), end)
+            }
+            Self::EncryptUntil(file, from, end) => {
+                Self::EncryptUntil(file, from.saturating_add(bytes), end)
+            }
+        }
+    }
 }
 
 /// The state of writing into a disk.
@@ -125,15 +153,8 @@ impl Writer {
             let bits = u32::try_from(within.start).expect("inside a block")
                 ..u32::try_from(within.end).expect("inside a block");
             let done = at.saturating_sub(sectors.start) << 9;
-            let source = match source {
-                Source::Zeros => Source::Zeros,
-                Source::Copy(file, from) => Source::Copy(file, from.saturating_add(done)),
-                Source::CopyUntil(file, from, end) => {
-                    Source::CopyUntil(file, from.saturating_add(done), end)
-                }
-            };
             let block = u32::try_from(block).expect("the sectors are inside the disk");
-            self.put_in_block(files, steps, block, bits, source)?;
+            self.put_in_block(files, steps, block, bits, source.after(done))?;
             at = end;
         }
         Ok(())
@@ -165,6 +186,12 @@ impl Writer {
                 let there = end.saturating_sub(offset).min(length);
                 steps.copy((from, offset), (file, to), there);
                 steps.zero(file, to.saturating_add(there), length.saturating_sub(there));
+            }
+            Source::EncryptUntil(from, offset, end) => {
+                let there = end.saturating_sub(offset).min(length);
+                let first = u64::from(block).saturating_mul(sparse.block_size().sectors().into());
+                let sectors = (first.saturating_add(bits.start.into()), length);
+                steps.code(Coding::Encrypt, (from, offset), there, (file, to), sectors);
             }
         }
         let before = bits::count(&open.bitmap, sparse.block_size().sectors());

@@ -29,10 +29,12 @@ pub fn go_through_all(storage: &Storage, size: u64) {
     };
     let options = RepairOptions { by_copy: false, new_uuid: Uuid([4; 16]) };
     let boxed = |steps| Box::new(steps) as Box<dyn Plan>;
-    let plans: [&MakePlan<'_>; 14] = [
-        &|files| Ok(Box::new(coalesce(files)?)),
+    let plans: [&MakePlan<'_>; 16] = [
+        &|files| Ok(Box::new(coalesce(files, None)?)),
+        &|files| Ok(Box::new(coalesce(files, Some(&|_| true))?)),
         &|files| Ok(Box::new(compact(files)?)),
-        &|files| fill(files, None),
+        &|files| fill(files, None, None),
+        &|files| fill(files, None, Some(&|_| true)),
         &|files| modify_parent(files, &name).map(boxed),
         &|files| modify_size(files, size).map(boxed),
         &|files| modify_zero(files).map(boxed),
@@ -54,6 +56,10 @@ pub fn go_through_all(storage: &Storage, size: u64) {
                     assert!(length <= PIECE_BYTES_MAX);
                 }
                 Ok(Some(Step::Copy { length, .. })) => assert!(length <= PIECE_BYTES_MAX),
+                Ok(Some(Step::Code { there, length, .. })) => {
+                    assert!(there <= length && length <= PIECE_BYTES_MAX);
+                    assert!(length.is_multiple_of(512), "whole sectors are coded");
+                }
                 Ok(Some(_)) => {}
                 Ok(None) | Err(_) => break,
             }

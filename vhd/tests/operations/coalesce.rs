@@ -1,17 +1,17 @@
 //! Coalesce, into VHDs and raw images.
 
 use vhd::plan::coalesce::coalesce;
-use vhd::plan::memory::Storage;
-use vhd::plan::{File, Files, Plan};
+use vhd::plan::memory::{MakePlan, Storage};
+use vhd::plan::{File, Files, Opens, Plan};
 
-use crate::image::{BLOCK, Spec, content, crafted_footer, fixed};
+use crate::image::{BLOCK, Spec, content, crafted_footer, fixed, keyhash, opens};
 use crate::law::{self, run};
 use crate::view::{self, View};
 
 const PARENT: File = File::Ancestor(0);
 
 fn plan(files: &dyn Files) -> vhd::Result<Box<dyn Plan>> {
-    Ok(Box::new(coalesce(files)?))
+    Ok(Box::new(coalesce(files, None)?))
 }
 
 fn pair(child: &Spec, parent: Vec<u8>) -> Storage {
@@ -39,6 +39,12 @@ fn is_vhd(storage: &Storage) -> bool {
     bytes.starts_with(b"conectix") || bytes[bytes.len() - 512..].starts_with(b"conectix")
 }
 
+/// Raw parents are in no key, whatever their child is in.
+fn is_keyed(storage: &Storage) -> bool {
+    let map = 1536 + 512 + 29;
+    storage.bytes(File::Image).and_then(|bytes| bytes.get(map)) == Some(&1)
+}
+
 fn child_view(storage: &Storage) -> Result<View, String> {
     let below = parent_view(storage)?;
     view::view(storage.bytes(File::Image).ok_or("no child")?, Some(&below))
@@ -50,7 +56,9 @@ fn unnoticed(state: &Storage, before: &View) -> Result<(), String> {
         return Err("the child noticed".into());
     }
     let mut state = state.clone();
-    run(&mut state, plan).map_err(|error| format!("run again: {error}"))?;
+    let key: Opens<'_> = if is_keyed(&state) { Some(&opens) } else { None };
+    let again = run(&mut state, |files| Ok(Box::new(coalesce(files, key)?)));
+    again.map_err(|error| format!("run again: {error}"))?;
     let after = parent_view(&state)?;
     if after.data[..before.data.len().min(after.data.len())] != before.data[..] {
         return Err("the parent does not hold what the child does".into());
@@ -124,7 +132,7 @@ fn every_barrier_of_a_coalesce_is_needed() {
 fn a_coalesce_counts_what_it_copied() {
     let child = Spec::new(6, &[(4, 0xff), (1, 0x3c), (3, 0)]);
     let mut storage = pair(&child, Spec::new(6, &[]).to_be_parent().build());
-    let mut plan = coalesce(&storage).unwrap();
+    let mut plan = coalesce(&storage, None).unwrap();
     storage.run(&mut plan).unwrap();
     assert_eq!(plan.sectors(), 12);
     assert_eq!((plan.progress().done, plan.progress().total), (6, 6));
@@ -133,10 +141,19 @@ fn a_coalesce_counts_what_it_copied() {
 #[test]
 fn a_coalesce_into_a_raw_image_is_unnoticed_at_every_cut() {
     let child = Spec::new(4, &[(2, 0x3f), (1, 0x3c), (3, 0)]);
-    for (name, sectors) in [("coalesce into raw", 32), ("coalesce into a shorter raw", 9)] {
+    let opens: Opens<'_> = Some(&opens);
+    for (name, sectors, child, key) in [
+        ("coalesce into raw", 32, child.clone(), None),
+        ("coalesce into a shorter raw", 9, child.clone(), None),
+        ("coalesce, encrypted, into raw", 32, child.clone().encrypted(), opens),
+        ("coalesce, encrypted, into a shorter raw", 9, child.encrypted(), opens),
+    ] {
         let raw = (0..sectors).flat_map(|sector| content(b'R', 0, sector)).collect();
         let start = over_raw(&child, raw);
         let before = child_view(&start).unwrap();
+        let plan = |files: &dyn Files| -> vhd::Result<Box<dyn Plan>> {
+            Ok(Box::new(coalesce(files, key)?))
+        };
         let law = |state: &Storage| {
             // A raw parent that became longer is longer by zeros; the child sees no difference.
             if child_view(state)? != before {
@@ -239,4 +256,62 @@ fn many_blocks_take_many_batches_of_bounded_size() {
     // The footer, 200 blocks in batches of 64, the end, and the batmap.
     assert_eq!(recording.barriers(), 1 + 3 + 1 + 1 + 1);
     assert_eq!(parent_view(&recording.end()), Ok(before));
+}
+
+/// What is in the key goes as it is into a parent that has it: with another nonce only whoever has
+/// the key can tell.
+#[test]
+fn a_coalesce_in_a_key_is_unnoticed_at_every_cut() {
+    let child = Spec::new(6, &[(4, 0xff), (1, 0x3c), (3, 0x18), (0, 0x80)]).encrypted();
+    let parent = Spec::new(6, &[(5, 0xff), (1, 0x81), (0, 0xff)]).to_be_parent();
+    let other_nonce = Spec { keyhash: Some(keyhash(2)), ..parent.clone() };
+    let with_key = |files: &dyn Files| -> vhd::Result<Box<dyn Plan>> {
+        Ok(Box::new(coalesce(files, Some(&opens))?))
+    };
+    let make: [(_, _, &MakePlan<'_>); 2] = [
+        ("coalesce, encrypted", parent.encrypted(), &plan),
+        ("coalesce, encrypted, another nonce", other_nonce, &with_key),
+    ];
+    for (name, parent, make) in make {
+        let start = pair(&child, parent.build());
+        let before = child_view(&start).unwrap();
+        let law = |state: &Storage| unnoticed(state, &before);
+        law::holds_at_every_cut(name, &law::record(&start, make), &law);
+        law::holds_after_every_error(name, &start, make, &law);
+    }
+}
+
+#[test]
+fn a_coalesce_leaves_a_parent_in_its_key_or_in_none() {
+    let errno = |start: &Storage, key: Opens<'_>| {
+        let mut storage = start.clone();
+        let done = run(&mut storage, |files| Ok(Box::new(coalesce(files, key)?)));
+        assert!(done.is_ok() || storage == *start, "nothing was written");
+        done.map_or_else(|error| error.errno(), |()| 0)
+    };
+    let [ok, eacces, einval] = [0, 13, 22];
+    let child = |spec: fn(Spec) -> Spec| spec(Spec::new(2, &[(1, 0x3c)]));
+    let parent = |spec: fn(Spec) -> Spec| spec(Spec::new(2, &[(0, 0xff)]).to_be_parent());
+    let plain: fn(Spec) -> Spec = |it| it;
+    let encrypted: fn(Spec) -> Spec = Spec::encrypted;
+    let other: fn(Spec) -> Spec = |it| Spec { keyhash: Some(keyhash(2)), ..it };
+    let all = [
+        // The child, its parent; the errno without a key, with the key, with another one.
+        (plain, plain, [ok, einval, einval]),
+        (encrypted, encrypted, [ok, ok, einval]),
+        (encrypted, other, [eacces, ok, einval]),
+        (encrypted, plain, [einval, einval, einval]),
+        (plain, encrypted, [einval, einval, einval]),
+    ];
+    for (number, (one, other, wanted)) in all.into_iter().enumerate() {
+        let start = pair(&child(one), parent(other).build());
+        let keys: [Opens<'_>; 3] = [None, Some(&opens), Some(&|_| false)];
+        assert_eq!(keys.map(|key| errno(&start, key)), wanted, "{number}");
+    }
+    // A raw parent is in no key: the child's data are decrypted.
+    let start = over_raw(&child(encrypted), vec![1; 16 * 512]);
+    assert_eq!(errno(&start, None), eacces);
+    assert_eq!(errno(&start, Some(&|_| false)), einval);
+    assert_eq!(errno(&start, Some(&opens)), ok);
+    assert_eq!(errno(&over_raw(&child(plain), vec![1; 16 * 512]), Some(&opens)), einval);
 }

@@ -71,6 +71,18 @@ fn a_block_of_zeros_over_a_parent_stays() {
 }
 
 #[test]
+fn a_block_that_is_stored_as_zeros_in_a_key_stays() {
+    let mut bytes = Spec::new(2, &[(1, 0xff), (0, 0)]).encrypted().build();
+    let data = 8 * 512;
+    bytes[data..data + 4096].fill(0);
+    let mut storage = Storage::default().with(File::Image, bytes);
+    let old = image(&storage).unwrap();
+    assert!(old.data[4096..].iter().any(|byte| *byte != 0));
+    run(&mut storage, plan).unwrap();
+    assert_eq!(image(&storage), Ok(old));
+}
+
+#[test]
 fn space_inside_a_block_is_given_back_in_whole_pages() {
     // Blocks of 2 MiB, of which page 1 and half of page 3 hold data.
     let spec = Spec::new(1, &[]);

@@ -1,22 +1,22 @@
 //! Fill, from a chain.
 
 use vhd::plan::fill::fill;
-use vhd::plan::memory::Storage;
-use vhd::plan::{File, Files, Plan};
+use vhd::plan::memory::{MakePlan, Storage};
+use vhd::plan::{File, Files, Opens, Plan};
 
-use crate::image::{BLOCK, Spec, content, crafted_footer};
+use crate::image::{BLOCK, Spec, content, crafted_footer, keyhash, opens};
 use crate::law::{self, image, run};
 use crate::view::{self, View};
 
 fn plan(files: &dyn Files) -> vhd::Result<Box<dyn Plan>> {
-    fill(files, None)
+    fill(files, None, None)
 }
 
 /// A child, over a child, over a raw image that ends in the middle of a sector. The last sector
 /// that comes from the parent could be a footer of the child.
-fn chain() -> Storage {
-    let child = Spec::new(4, &[(3, 0x0f), (1, 0x3c)]).child().build();
-    let middle = Spec::new(3, &[(2, 0xf1), (1, 0x81)]).to_be_parent();
+fn chain(in_key: impl Fn(Spec) -> Spec) -> Storage {
+    let child = in_key(Spec::new(4, &[(3, 0x0f), (1, 0x3c)]).child()).build();
+    let middle = in_key(Spec::new(3, &[(2, 0xf1), (1, 0x81)]).to_be_parent());
     let raw_parent = Some(("./raw".to_owned(), vhd::units::Uuid::NIL));
     let mut raw: Vec<u8> = (0..21).flat_map(|sector| content(b'R', 0, sector)).collect();
     raw.truncate(20 * 512 + 100);
@@ -40,8 +40,19 @@ fn chain_view(storage: &Storage) -> Result<View, String> {
 
 #[test]
 fn a_filled_disk_needs_no_parent_and_is_the_same_at_every_cut() {
-    let start = chain();
-    let before = chain_view(&start).unwrap();
+    needs_no_parent_at_every_cut("fill", &chain(|spec| spec), &plan);
+}
+
+/// Zeros and the raw parent's sectors are encrypted, one of which has no end; what is in the key
+/// already stays as it is.
+#[test]
+fn a_filled_disk_in_a_key_needs_no_parent_and_is_the_same_at_every_cut() {
+    let plan = |files: &dyn Files| fill(files, None, Some(&opens));
+    needs_no_parent_at_every_cut("fill, encrypted", &chain(Spec::encrypted), &plan);
+}
+
+fn needs_no_parent_at_every_cut(name: &str, start: &Storage, plan: &MakePlan<'_>) {
+    let before = chain_view(start).expect("it opens");
     let law = |state: &Storage| {
         if chain_view(state)? != before {
             return Err("the disk changed".into());
@@ -54,9 +65,9 @@ fn a_filled_disk_needs_no_parent_and_is_the_same_at_every_cut() {
         }
         law::repaired(state.bytes(File::Image).expect("it was read"))
     };
-    let recording = law::record(&start, &plan);
-    law::holds_at_every_cut("fill", &recording, &law);
-    law::holds_after_every_error("fill", &start, &plan, &law);
+    let recording = law::record(start, plan);
+    law::holds_at_every_cut(name, &recording, &law);
+    law::holds_after_every_error(name, start, plan, &law);
     let idle = law::barriers_that_nobody_misses(&recording, &law);
     assert_eq!((recording.barriers(), idle), (4, vec![]));
 }
@@ -65,7 +76,7 @@ fn a_filled_disk_needs_no_parent_and_is_the_same_at_every_cut() {
 fn a_range_fills_the_blocks_in_which_it_lies() {
     let mut storage = Storage::default().with(File::Image, Spec::new(5, &[(4, 0x18)]).build());
     let before = image(&storage).unwrap();
-    run(&mut storage, |files| fill(files, Some(9..17))).unwrap();
+    run(&mut storage, |files| fill(files, Some(9..17), None)).unwrap();
     let bytes = storage.bytes(File::Image).unwrap();
     let entry =
         |block: usize| u32::from_be_bytes(bytes[1536 + block * 4..][..4].try_into().unwrap());
@@ -73,7 +84,7 @@ fn a_range_fills_the_blocks_in_which_it_lies() {
     assert_eq!(there, [false, true, true, false, true]);
     assert_eq!(image(&storage), Ok(before));
     assert_eq!(view::check(storage.bytes(File::Image).unwrap()), Ok(()));
-    run(&mut storage, |files| fill(files, Some(0..u64::MAX))).unwrap();
+    run(&mut storage, |files| fill(files, Some(0..u64::MAX), None)).unwrap();
     let length = storage.bytes(File::Image).unwrap().len() as u64;
     assert!(length >= 5 * (BLOCK + 512));
 }
@@ -82,4 +93,28 @@ fn a_range_fills_the_blocks_in_which_it_lies() {
 fn a_missing_ancestor_is_named_by_its_error() {
     let mut storage = Storage::default().with(File::Image, Spec::new(4, &[]).child().build());
     assert_eq!(run(&mut storage, plan).unwrap_err().errno(), 2);
+}
+
+fn errno(storage: &Storage, opens: Opens<'_>) -> i32 {
+    let mut storage = storage.clone();
+    run(&mut storage, |files| fill(files, None, opens)).map_or_else(|error| error.errno(), |()| 0)
+}
+
+#[test]
+fn an_encrypted_disk_is_filled_in_its_key_or_not_at_all() {
+    let (plain, encrypted) = (chain(|spec| spec), chain(Spec::encrypted));
+    let [eacces, einval] = [13, 22];
+    assert_eq!(errno(&encrypted, None), eacces);
+    assert_eq!(errno(&encrypted, Some(&|_| false)), einval);
+    assert_eq!(errno(&plain, Some(&opens)), einval);
+    // The parents may have another nonce, but no other key and not none.
+    let parent = |spec: fn(Spec) -> Spec| {
+        let parent = spec(Spec::new(3, &[(2, 0xf1)]).to_be_parent()).build();
+        encrypted.clone().with(File::Ancestor(0), parent)
+    };
+    let other_nonce = parent(|spec| Spec { keyhash: Some(keyhash(2)), ..spec });
+    assert_eq!(errno(&other_nonce, Some(&opens)), 0);
+    assert_eq!(errno(&parent(|spec| spec), Some(&opens)), einval);
+    let child = plain.bytes(File::Image).unwrap().to_vec();
+    assert_eq!(errno(&encrypted.with(File::Image, child), None), eacces);
 }

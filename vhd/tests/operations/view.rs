@@ -78,7 +78,28 @@ impl<'a> Raw<'a> {
     }
 }
 
-/// What a guest would read; `parent` is what the disk below holds.
+/// The cipher of disks in memory, written down once more: what byte `at` of a sector is moved by.
+fn moved_by(sector: u64, at: usize) -> u8 {
+    let start = (sector % 256) * 7 + sector / 256 % 256 + 0x5a;
+    let step = (0..at).fold(start % 256, |step, _| (step * 5 % 256) | 1);
+    u8::try_from(step).expect("less than 256")
+}
+
+/// A sector in the key.
+pub(crate) fn encrypt(sector: u64, data: &mut [u8]) {
+    for (at, byte) in data.iter_mut().enumerate() {
+        *byte = byte.wrapping_add(moved_by(sector, at));
+    }
+}
+
+fn decrypt(sector: u64, data: &mut [u8]) {
+    for (at, byte) in data.iter_mut().enumerate() {
+        *byte = byte.wrapping_sub(moved_by(sector, at));
+    }
+}
+
+/// What a guest would read; `parent` is what the disk below holds. Data of an image with the hash
+/// of a key are in that key.
 pub(crate) fn view(file: &[u8], parent: Option<&View>) -> Result<View, String> {
     let raw = Raw::open(file)?;
     let size = usize::try_from(raw.size()).expect("small");
@@ -96,6 +117,9 @@ pub(crate) fn view(file: &[u8], parent: Option<&View>) -> Result<View, String> {
     if file.len() < table + entries * 4 {
         return Err("table past the end".into());
     }
+    let map = table + (entries * 4).next_multiple_of(512);
+    let is_encrypted = file.get(map..).is_some_and(|rest| rest.starts_with(b"tdbatmap"))
+        && file.get(map + 29) == Some(&1);
     let mut data = vec![0; size];
     for sector in 0..size / 512 {
         let (block, bit) = (sector * 512 / block_size, sector % (block_size / 512));
@@ -107,6 +131,9 @@ pub(crate) fn view(file: &[u8], parent: Option<&View>) -> Result<View, String> {
         if is_here {
             let from = file.get(start + 512 + bit * 512..).and_then(|rest| rest.get(..512));
             to.copy_from_slice(from.ok_or("data past the end")?);
+            if is_encrypted {
+                decrypt(sector as u64, to);
+            }
         } else if let Some(from) = below.and_then(|below| below.data.get(sector * 512..)) {
             let count = from.len().min(512);
             to[..count].copy_from_slice(&from[..count]);

@@ -205,3 +205,50 @@ fn a_failure_of_what_is_written_behind_ends_the_plan_and_says_where() {
     }
     assert_eq!(std::fs::metadata(&image).unwrap().len(), 0);
 }
+
+fn coded(coding: Coding, there: u64, sector: u64) -> Step {
+    let (from, to, length) = (JOURNAL, IMAGE, 3 * 512);
+    let (from_offset, to_offset) = (512, sector * 512);
+    Step::Code { coding, from, from_offset, there, to, to_offset, length, sector }
+}
+
+#[test]
+fn sectors_are_coded_by_their_numbers_with_zeros_for_what_is_not_there() {
+    let folder = Folder::new("coded");
+    let (image, journal) = (folder.0.join("image"), folder.0.join("journal"));
+    let source: Vec<u8> = (0..=255).cycle().take(4 * 512).collect();
+    std::fs::write(&journal, &source).unwrap();
+    std::fs::write(&image, []).unwrap();
+    let open = |path| ImageFile::open_for_writing(path, Policy::Never).unwrap().0;
+    let key = Key::new((0..64).collect()).unwrap();
+    let files = || OpenFiles::with_image(open(&image), Policy::Never).and_journal(open(&journal));
+    let plan = [
+        coded(Coding::Encrypt, 700, 0),
+        coded(Coding::Decrypt, 1536, 3),
+        // Nothing is read: it does not matter that there is nothing.
+        Step::Remove { file: JOURNAL },
+        coded(Coding::Encrypt, 0, 6),
+    ];
+    execute(&mut Apart(steps(&plan)), &mut files().and_key(&key), &mut Unwatched).unwrap();
+    let mut partly = source[512..][..700].to_vec();
+    partly.resize(1536, 0);
+    let (mut whole, mut zeros) = (source[512..].to_vec(), vec![0; 1536]);
+    let encryption = Encryption::new(&key);
+    encryption.encrypt(0, &mut partly);
+    encryption.decrypt(3, &mut whole);
+    encryption.encrypt(6, &mut zeros);
+    assert!(std::fs::read(&image).unwrap() == [partly, whole, zeros].concat());
+}
+
+#[test]
+fn nothing_is_coded_without_a_key() {
+    let folder = Folder::new("no-key");
+    let image = folder.0.join("image");
+    std::fs::write(&image, []).unwrap();
+    let (open, _) = ImageFile::open_for_writing(&image, Policy::Never).unwrap();
+    let mut files = OpenFiles::with_image(open, Policy::Never);
+    let mut plan = steps(&[coded(Coding::Encrypt, 0, 0)]);
+    let failed = execute(&mut plan, &mut files, &mut Unwatched).unwrap_err();
+    assert_eq!(failed.error.kind(), &ErrorKind::Encrypted);
+    assert_eq!(std::fs::metadata(&image).unwrap().len(), 0);
+}
