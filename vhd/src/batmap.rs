@@ -227,6 +227,10 @@ mod tests {
             change(&mut changed);
             changed.check(&header)
         };
+        // A bit for each entry, and none to spare.
+        let full = Header::new(1536, 2 * 4096, BlockSize::DEFAULT);
+        let exact = BatmapHeader::new(1536, 2 * 4096);
+        assert_eq!((exact.sectors, exact.check(&full)), (2, None));
         assert_eq!(complaint(|map| map.version += 1), Some("unsupported batmap version"));
         assert_eq!(complaint(|map| map.sectors = 0), Some("invalid size zero"));
         assert_eq!(complaint(|map| map.sectors = 1), Some("batmap-BAT size mismatch"));

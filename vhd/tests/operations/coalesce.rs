@@ -1,10 +1,12 @@
 //! Coalesce, into VHDs and raw images.
 
+use vhd::header::BlockSize;
 use vhd::plan::coalesce::coalesce;
 use vhd::plan::memory::{MakePlan, Storage};
 use vhd::plan::{File, Files, Opens, Plan};
+use vhd::testing;
 
-use crate::image::{BLOCK, Spec, content, crafted_footer, fixed, keyhash, opens};
+use crate::image::{BLOCK, Spec, content, crafted_footer, fixed, keyhash, opens, set_size};
 use crate::law::{self, run};
 use crate::view::{self, View};
 
@@ -194,11 +196,104 @@ fn rejects_data_past_the_end_of_the_parent_before_the_first_write() {
     let child = Spec::new(6, &[(5, 1), (0, 0xff)]);
     let mut storage = pair(&child, Spec::new(5, &[(0, 1)]).to_be_parent().build());
     let before = storage.clone();
-    assert_eq!(run(&mut storage, plan).unwrap_err().errno(), 34);
+    let error = run(&mut storage, plan).unwrap_err();
+    let (found, size) = ((5 * 8 + 7) * 512, 5 * BLOCK);
+    assert_eq!((error.errno(), error.kind()), (34, &vhd::ErrorKind::PastEnd { found, size }));
     assert_eq!(storage, before);
     let child = Spec::new(6, &[(5, 0), (0, 0xff)]);
     let mut storage = pair(&child, Spec::new(5, &[(0, 1)]).to_be_parent().build());
     assert_eq!(run(&mut storage, plan), Ok(()));
+}
+
+/// A run of sectors that begins in front of the parent's end is past it from there on.
+#[test]
+fn data_up_to_the_end_of_a_parent_that_ends_inside_a_block_is_merged() {
+    let size = 5 * BLOCK + 3 * 512;
+    let parent = || {
+        let mut parent = Spec::new(6, &[(0, 1)]).to_be_parent().build();
+        set_size(&mut parent, size);
+        parent
+    };
+    let mut storage = pair(&Spec::new(6, &[(5, 0xe0), (0, 0xff)]), parent());
+    let before = child_view(&storage).unwrap();
+    assert_eq!(run(&mut storage, plan), Ok(()));
+    let after = parent_view(&storage).unwrap();
+    assert_eq!(after.data[..], before.data[..usize::try_from(size).unwrap()]);
+    let mut storage = pair(&Spec::new(6, &[(5, 0xf0)]), parent());
+    let error = run(&mut storage, plan).unwrap_err();
+    assert_eq!(error.kind(), &vhd::ErrorKind::PastEnd { found: size, size });
+}
+
+#[test]
+fn what_a_block_holds_past_the_end_of_its_disk_is_not_merged() {
+    let mut child = Spec::new(3, &[(2, 0xff), (0, 0x81)]).child().build();
+    set_size(&mut child, 2 * BLOCK + 4 * 512);
+    let parent = Spec::new(3, &[(2, 0x03)]).to_be_parent().build();
+    let mut storage = Storage::default().with(File::Image, child).with(PARENT, parent);
+    let old = parent_view(&storage).unwrap();
+    let mut plan = coalesce(&storage, None).unwrap();
+    storage.run(&mut plan).unwrap();
+    assert_eq!(plan.sectors(), 2 + 4);
+    let (end, after) = ((2 * 8 + 4) * 512, parent_view(&storage).unwrap());
+    assert_eq!(after.data[end..], old.data[end..]);
+}
+
+/// The executor writes a piece while it reads the next one: nothing of that is read again.
+#[test]
+fn what_is_copied_is_nowhere_read_from_where_it_was_written() {
+    let start = pair(&Spec::new(2, &[(0, 0xff)]), Spec::new(2, &[]).to_be_parent().build());
+    assert!(coalesce(&start, None).unwrap().copies_are_apart());
+    let recording = law::record(&start, &plan);
+    for step in recording.steps() {
+        if let vhd::plan::Step::Copy { from, to, .. } = step {
+            assert_eq!((*from, *to), (File::Image, PARENT));
+        }
+    }
+}
+
+/// Sectors of large blocks go into several small ones, and those of small ones into a large one.
+#[test]
+fn blocks_of_another_size_are_merged_sector_by_sector_at_every_cut() {
+    let spec = |exponent: u32| testing::Spec {
+        block_size: BlockSize::new(1 << exponent).unwrap(),
+        ..testing::Spec::new(40 * 1024)
+    };
+    for (name, child, parent) in
+        [("coalesce into smaller blocks", 14, 12), ("coalesce into larger blocks", 12, 14)]
+    {
+        let parent = spec(parent).with(30, 20, b'P').with(0, 3, b'Q');
+        let child = spec(child).with(5, 17, b'a').with(33, 1, b'b').with(62, 11, b'c');
+        let parent = testing::Spec { uuid: crate::image::PARENT_UUID, ..parent };
+        let child =
+            testing::Spec { parent: Some((parent.uuid, "./parent.vhd".to_owned())), ..child };
+        let start = Storage::default().with(File::Image, child.make()).with(PARENT, parent.make());
+        let before = child_view(&start).unwrap();
+        let law = |state: &Storage| unnoticed(state, &before);
+        law::holds_at_every_cut(name, &law::record(&start, &plan), &law);
+        law::holds_after_every_error(name, &start, &plan, &law);
+    }
+}
+
+#[test]
+fn a_new_block_that_gets_all_its_sectors_is_not_zeroed_first() {
+    let start = pair(&Spec::new(2, &[(0, 0xff)]), Spec::new(2, &[]).to_be_parent().build());
+    let recording = law::record(&start, &plan);
+    let is_zero = |step: &vhd::plan::Step| matches!(step, vhd::plan::Step::Zero { .. });
+    assert!(!recording.steps().iter().any(is_zero));
+}
+
+#[test]
+fn the_file_of_a_parent_with_free_space_ends_behind_its_last_block() {
+    let parent = Spec { slack: 3 * BLOCK, ..Spec::new(6, &[(5, 0xff)]) }.to_be_parent();
+    let mut storage = pair(&Spec::new(6, &[(1, 0x3c)]), parent.build());
+    run(&mut storage, plan).unwrap();
+    let bytes = storage.bytes(PARENT).unwrap();
+    let entry = |block: usize| {
+        let word = bytes[1536 + 4 * block..][..4].try_into().unwrap();
+        usize::try_from(u32::from_be_bytes(word)).unwrap()
+    };
+    let last = entry(1).max(entry(5));
+    assert_eq!(bytes.len(), (last + 9) * 512 + 512);
 }
 
 #[test]

@@ -90,6 +90,23 @@ fn a_range_fills_the_blocks_in_which_it_lies() {
 }
 
 #[test]
+fn a_fill_counts_blocks_and_reads_nothing_of_what_it_wrote() {
+    let start = chain(|spec| spec);
+    let mut plan = plan(&start).unwrap();
+    assert!(plan.copies_are_apart());
+    let progress = |plan: &dyn Plan| (plan.progress().done, plan.progress().total);
+    assert_eq!(progress(plan.as_ref()), (0, 4));
+    let mut storage = start;
+    let recording = storage.run(plan.as_mut()).unwrap();
+    assert_eq!(progress(plan.as_ref()), (4, 4));
+    for step in recording.steps() {
+        if let vhd::plan::Step::Copy { from, .. } = step {
+            assert_ne!(*from, File::Image);
+        }
+    }
+}
+
+#[test]
 fn a_missing_ancestor_is_named_by_its_error() {
     let mut storage = Storage::default().with(File::Image, Spec::new(4, &[]).child().build());
     assert_eq!(run(&mut storage, plan).unwrap_err().errno(), 2);

@@ -166,3 +166,11 @@ pub(crate) fn crafted_footer(image: &[u8]) -> [u8; 512] {
 pub(crate) fn footer_of(image: &[u8]) -> Footer {
     Footer::parse(image[..512].try_into().expect("512 bytes")).expect("it is whole")
 }
+
+/// The disk has another size from now on: both footers say so.
+pub(crate) fn set_size(image: &mut [u8], size: u64) {
+    let footer = Footer { current_size: size, ..footer_of(image) }.emit();
+    let end = image.len() - 512;
+    image[..512].copy_from_slice(&footer);
+    image[end..].copy_from_slice(&footer);
+}
