@@ -173,7 +173,7 @@ struct Options {
     only: String,
 }
 
-/// `cargo xtask bench [NAME]... [rounds=N] [only=SERVER]`.
+/// `cargo xtask bench [NAME]... [rounds=N] [only=SERVER]`; of the tools `only=ROWS`.
 pub(crate) fn run(arguments: &[String]) -> Result<()> {
     let options = parse(arguments)?;
     if let Some(reason) = packages::provide("bench") {

@@ -68,35 +68,64 @@ const STRIDE: u64 = 4104;
 impl Folder {
     /// `disk`: 2 GiB of 20 allocated; `half`: a child of `below` with 1 GiB, and `child` of
     /// `parent` with 2; `full`: 2 TiB, every block there; `many`: a thousand.
-    fn fill(path: &Path) -> Result<Self> {
+    ///
+    /// With `only`, what the rows need that begin so: all is eight GiB.
+    fn fill(path: &Path, only: &str) -> Result<Self> {
         let vhd_util = command::target("release").join("vhd-util");
         let folder = Self { path: path.join("tools"), vhd_util };
         let io = |error: std::io::Error| format!("Cannot prepare {}: {error}", path.display());
         fs::create_dir_all(folder.path.join("many")).map_err(io)?;
-        for number in 0..1000 {
-            folder.vhd(&format!("create -n many/{number:03}.vhd -s 2048"))?;
+        let is_wanted = |whats: &[&str]| whats.iter().any(|what| what.starts_with(only));
+        if is_wanted(&["scan"]) {
+            for number in 0..1000 {
+                folder.vhd(&format!("create -n many/{number:03}.vhd -s 2048"))?;
+            }
         }
-        let raw = File::create(folder.path.join("raw")).map_err(io)?;
+        if is_wanted(&["check"]) {
+            folder.make_full().map_err(io)?;
+            folder.vhd("repair -n full")?;
+        }
+        if is_wanted(&["coalesce", "copy", "convert"]) {
+            folder.fill_with_data(is_wanted(&["coalesce"])).map_err(io)??;
+        }
+        if only.is_empty() {
+            folder.fill_counted().map_err(io)??;
+        }
+        Ok(folder)
+    }
+
+    /// `parent`; for a merge also `child`, and `scratch`, what `dd` writes over, of the same kind.
+    fn fill_with_data(&self, is_merged: bool) -> std::io::Result<Result<()>> {
+        let raw = File::create(self.path.join("raw"))?;
         let mut state = 1_u64;
         let mut piece = vec![0; 1 << 20];
         for at in 0..DATA >> 20 {
             super::scramble(&mut state, &mut piece);
-            raw.write_all_at(&piece, at << 20).map_err(io)?;
+            raw.write_all_at(&piece, at << 20)?;
         }
-        folder.vhd("convert -f raw -n raw -N parent")?;
-        folder.vhd("snapshot -n child -p parent")?;
-        folder.vhd("fill -n child")?;
-        // What `dd` writes over, of the same kind.
-        fs::copy(folder.path.join("parent"), folder.path.join("scratch")).map_err(io)?;
-        raw.set_len(DATA / 2).map_err(io)?;
-        folder.vhd("convert -f raw -n raw -N below")?;
-        folder.vhd("snapshot -n half -p below")?;
-        folder.vhd("fill -n half")?;
-        folder.vhd("create -n disk -s 20480")?;
-        folder.vhd(&format!("fill -n disk -b -f 0 -t {}", DATA / 512 - 1))?;
-        folder.make_full().map_err(io)?;
-        folder.vhd("repair -n full")?;
-        Ok(folder)
+        let made = self.all(&["convert -f raw -n raw -N parent"]);
+        if made.is_err() || !is_merged {
+            return Ok(made);
+        }
+        fs::copy(self.path.join("parent"), self.path.join("scratch"))?;
+        Ok(self.all(&["snapshot -n child -p parent", "fill -n child"]))
+    }
+
+    /// What only the counted commands need.
+    fn fill_counted(&self) -> std::io::Result<Result<()>> {
+        File::options().write(true).open(self.path.join("raw"))?.set_len(DATA / 2)?;
+        let fill = format!("fill -n disk -b -f 0 -t {}", DATA / 512 - 1);
+        Ok(self.all(&[
+            "convert -f raw -n raw -N below",
+            "snapshot -n half -p below",
+            "fill -n half",
+            "create -n disk -s 20480",
+            &fill,
+        ]))
+    }
+
+    fn all(&self, commands: &[&str]) -> Result<()> {
+        commands.iter().try_for_each(|arguments| self.vhd(arguments))
     }
 
     fn command(&self, arguments: &str) -> Command {
@@ -141,11 +170,13 @@ impl Folder {
     }
 }
 
-/// The tables of the tools.
+/// The tables of the tools; with `only=`, the rates of the rows that begin so, and nothing else.
 pub(super) fn measure(ground: &mut Ground) -> Result<()> {
-    let folder = Folder::fill(ground.folder())?;
-    count(ground, &folder)?;
-    run_in_little_memory(&folder);
+    let folder = Folder::fill(ground.folder(), &ground.only)?;
+    if ground.only.is_empty() {
+        count(ground, &folder)?;
+        run_in_little_memory(&folder);
+    }
     time(ground, &folder)
 }
 
@@ -232,6 +263,7 @@ fn time(ground: &Ground, folder: &Folder) -> Result<()> {
     ];
     let has_qemu = command::find("qemu-img").is_some();
     all.retain(|timed| has_qemu || timed.who != "qemu-img");
+    all.retain(|timed| timed.what.starts_with(&ground.only));
     let mut seconds = vec![Vec::new(); all.len()];
     for _ in 0..ground.rounds {
         for (timed, seconds) in all.iter_mut().zip(&mut seconds) {
