@@ -16,7 +16,8 @@ use crate::program::{Command, Stream};
 
 pub(crate) const COMMAND: Command = Command {
     name: "coalesce",
-    short: "n:sph",
+    // As ever three that nobody may give.
+    short: "n:o:a:x:sph",
     long: &["--no-lock", "--rate=", "--key="],
     usage: "options: <-n name> [-s sparse] [-p progress] [-h help]\n",
     usage_stream: Stream::Out,
@@ -41,6 +42,9 @@ fn run(console: &mut Console, options: &Options) -> Result<(), Failure> {
     let Some(name) = options.argument(b'n').filter(|_| options.operands().next().is_none()) else {
         return COMMAND.refuse(console, "Option -n is needed, and no other name");
     };
+    if [b'o', b'a', b'x'].iter().any(|option| options.has(*option)) {
+        return COMMAND.refuse(console, "There are no options -o, -a and -x");
+    }
     let path = Path::new(name);
     start(console, path, options).or_else(|failure| match failure {
         Failure::Output(error) => Err(Failure::Output(error)),

@@ -300,6 +300,19 @@ fn an_encrypted_disk_that_is_filled_or_merged_shows_what_it_did() {
 }
 
 #[test]
+fn a_key_may_come_on_standard_input() {
+    let bench = encrypted("making-stdin");
+    let mut copy = bench.command("vhd-util", &["copy", "-n", "a", "-N", "e2", "-E"]);
+    let copy = copy.stdin(fs::File::open(bench.path(KEY)).unwrap()).output().unwrap();
+    assert_eq!((copy.status.code(), copy.stdout.len()), (Some(0), 0));
+    bench.vhd_ok(&format!("key -c -n e2 -k {KEY}"));
+    shows_parent(&bench, "e2");
+    // Nothing there is no key.
+    assert_eq!(bench.vhd("copy -n a -N e3 -E").0, 22);
+    assert!(!bench.path("e3").exists());
+}
+
+#[test]
 fn what_is_not_in_one_key_is_not_merged() {
     let bench = encrypted("making-keys");
     bench.vhd_ok(&format!("fill -n c --key={KEY}"));

@@ -1,5 +1,7 @@
 //! What people and programs are told: help, usage, explanations, JSON; td-util.
 
+use std::fs;
+
 use serde_json::Value;
 use vhd::testing::Spec;
 use vhd::units::Uuid;
@@ -248,4 +250,53 @@ fn a_person_at_a_terminal_sees_how_far_it_is_and_nobody_else_does() {
             drop(std::fs::remove_file(bench.path(name)));
         }
     }
+}
+
+/// `vgs` and `lvs` of a group whose one physical volume is a file: a chain of two volumes, and one
+/// that is in two segments. A parent has its name in the group, not that of its device.
+#[test]
+fn volumes_of_a_group_are_read_where_their_first_segments_are() {
+    use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
+    const EXTENT: u64 = 8 << 20;
+    let bench = Bench::new("telling-lvm");
+    let parent = Spec { uuid: Uuid([5; 16]), ..Spec::new(4 << 20).with(3, 9, 1) };
+    let child = Spec::child_of(&parent, "VG-VHD--base");
+    let device = fs::File::create(bench.path("pv")).unwrap();
+    for (extent, image) in [(3, &parent), (1, &child)] {
+        // On a volume the footer is at its end.
+        let (image, at) = (image.make(), (1 << 20) + extent * EXTENT);
+        let (body, footer) = image.split_at(image.len() - 512);
+        device.write_all_at(body, at).unwrap();
+        device.write_all_at(footer, at + EXTENT - 512).unwrap();
+    }
+    let path = bench.path("pv").display().to_string();
+    let volumes = format!(
+        "VHD-base|{EXTENT}|linear|0|{EXTENT}|{path}(3)\\nVHD-leaf|{EXTENT}|linear|0|{EXTENT}|{path}(1)\\n\
+         other|{}|linear|{EXTENT}|{EXTENT}|{path}(7)\\nother|{}|linear|0|{EXTENT}|{path}(6)\\n",
+        2 * EXTENT,
+        2 * EXTENT
+    );
+    fs::create_dir(bench.path("bin")).unwrap();
+    for (program, says) in [("vgs", format!("{EXTENT}|{path}|1048576\\n")), ("lvs", volumes)] {
+        let program = bench.path("bin").join(program);
+        // The name is the last argument, whatever is in it.
+        let check = "for last; do :; done; [ \"$last\" = 'V G;$(x)' ] || exit 5";
+        fs::write(&program, format!("#!/bin/sh\n{check}\nprintf '{says}'\n")).unwrap();
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    let scan = |arguments: &[&str]| {
+        let mut command = bench.command("vhd-util", arguments);
+        let search = format!("{}:{}", bench.path("bin").display(), std::env::var("PATH").unwrap());
+        let output = command.env("PATH", search).output().unwrap();
+        (output.status.code(), String::from_utf8(output.stdout).unwrap())
+    };
+    let (status, out) = scan(&["scan", "-f", "-l", "V G;$(x)", "-m", "VHD-*"]);
+    let line = |name: &str, parent: &str| {
+        format!("vhd={name} capacity=4194304 size={EXTENT} hidden=0 parent={parent}\n")
+    };
+    let mut lines: Vec<&str> = out.split_inclusive('\n').collect();
+    lines.sort_unstable();
+    assert_eq!(lines, [line("VHD-base", "none"), line("VHD-leaf", "VHD-base")]);
+    assert_eq!(status, Some(0));
+    assert_ne!(scan(&["scan", "-f", "-l", "none", "-m", "*"]).0, Some(0));
 }
