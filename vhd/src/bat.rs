@@ -175,6 +175,13 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
+    fn a_table_is_printed_by_its_counts_and_not_entry_by_entry() {
+        let mut bat = Bat::new(5000).unwrap();
+        bat.set(BlockIndex(7), Some(Sector(9)));
+        assert_eq!(format!("{bat:?}"), "Bat of 5000 entries, 1 allocated");
+    }
+
+    #[test]
     fn a_table_without_a_block_is_that_of_a_new_one() {
         for entries in [1, 127, 128, 129, 5000] {
             assert_eq!(emit_unused(entries), Bat::new(entries).unwrap().emit());

@@ -93,6 +93,11 @@ fn half_a_surrogate_is_no_name() {
     assert!(matches!(name.decode().unwrap_err().kind(), ErrorKind::Encoding { .. }));
 }
 
+#[test]
+fn a_name_is_printed_as_its_text() {
+    assert_eq!(format!("{:?}", ParentName::encode("ä.vhd").unwrap()), "Ok(\"ä.vhd\")");
+}
+
 proptest! {
     #[test]
     fn what_is_emitted_is_parsed_as_the_same(

@@ -125,3 +125,15 @@ fn nothing_is_left_to_do_for_a_second_compact() {
     assert_eq!(again.steps(), &[Step::Barrier]);
     assert!(storage.bytes(File::Image).unwrap().len() as u64 > BLOCK);
 }
+
+#[test]
+fn many_blocks_leave_the_table_in_batches() {
+    let all: Vec<(u32, u8)> = (0..200).map(|block| (block, 0)).collect();
+    let mut storage = Storage::default().with(File::Image, Spec::new(200, &all).build());
+    let mut plan = compact(&storage).unwrap();
+    let recording = storage.run(&mut plan).unwrap();
+    assert_eq!(plan.freed_blocks(), 200);
+    assert_eq!((plan.progress().done, plan.progress().total), (200, 200));
+    // The table for each batch of 64, the footers, the length.
+    assert_eq!(recording.barriers(), 4 + 2);
+}

@@ -213,3 +213,20 @@ fn an_emptied_disk_has_every_block_old_or_empty_at_every_cut() {
         assert_eq!(after.bytes(File::Image).unwrap().len(), end + 512);
     }
 }
+
+#[test]
+fn the_footer_may_be_right_behind_the_data() {
+    let spec = Spec { slack: BLOCK, ..Spec::new(3, &[(2, 0xff), (0, 0x81)]) };
+    let mut storage = Storage::default().with(File::Image, spec.build());
+    let size = storage.bytes(File::Image).unwrap().len() as u64 - BLOCK;
+    let resize = |size: u64| {
+        move |files: &dyn Files| -> vhd::Result<Box<dyn Plan>> {
+            Ok(Box::new(modify_size(files, size)?))
+        }
+    };
+    let error = run(&mut storage.clone(), resize(size - 1)).unwrap_err();
+    assert!(matches!(error.kind(), vhd::ErrorKind::TooSmall { limit, .. } if *limit == size));
+    run(&mut storage, resize(size)).unwrap();
+    let bytes = storage.bytes(File::Image).unwrap();
+    assert_eq!((bytes.len() as u64, view::check(bytes)), (size, Ok(())));
+}

@@ -1,7 +1,7 @@
 //! Resize and revert.
 
 use vhd::footer::Footer;
-use vhd::plan::memory::Storage;
+use vhd::plan::memory::{MakePlan, Storage};
 use vhd::plan::resize::{resize, resize_in_table, shrink};
 use vhd::plan::revert::revert;
 use vhd::plan::{File, Files, Milestone, Plan, Step};
@@ -349,4 +349,33 @@ fn a_resize_refuses_a_journal_that_exists_and_leaves_it() {
     assert_eq!(plan.failed(exists.clone()), Err(exists));
     state.perform(&Step::Barrier);
     assert_eq!(state.bytes(File::Journal), Some(&[1, 2][..]));
+}
+
+#[test]
+fn a_disk_may_be_given_the_size_that_it_has() {
+    let start = start(Spec::new(3, &[(2, 0xff)]).build());
+    let old = image(&start).unwrap();
+    let size = 3 * BLOCK;
+    let all: [&MakePlan<'_>; 3] = [
+        &|files| Ok(Box::new(resize_in_table(files, size)?)),
+        &|files| Ok(Box::new(shrink(files, size)?)),
+        &|files| resize(files, size),
+    ];
+    for make in all {
+        let mut storage = start.clone();
+        run(&mut storage, make).unwrap();
+        assert_eq!(storage, start);
+        assert_eq!(image(&storage).unwrap(), old);
+    }
+}
+
+#[test]
+fn a_block_right_behind_the_new_metadata_stays() {
+    // A table of two sectors ends where the first block starts.
+    let start = start(Spec::new(128, &[(0, 0xff), (127, 0x81)]).build());
+    let new = image(&start).unwrap().resized(129 * BLOCK);
+    let recording = law::record(&start, &grow(129 * BLOCK));
+    let moved = |step: &&Step| matches!(step, Step::Copy { to: File::Image, .. });
+    assert_eq!(recording.steps().iter().find(moved), None);
+    assert_eq!(image(&recording.end()), Ok(new));
 }
