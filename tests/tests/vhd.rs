@@ -89,6 +89,20 @@ fn what_was_written_is_there_for_independent_readers() {
     }
 }
 
+/// Whether others open an image that a kill left. `is_opened`: it was opened for writing since, and
+/// its end footer is there; until then libvhdi finds none.
+fn open_by_others(host: &Host, image: &Path, is_opened: bool) {
+    let name = image.to_str().unwrap();
+    let check = host.run("vhd-util", &["check", "-n", name]);
+    check.expect_success();
+    if has_program("qemu-img") {
+        host.run("qemu-img", &["info", "-U", "-f", "vpc", name]).expect_success();
+    }
+    if is_opened && has_program("vhdiinfo") {
+        host.run("vhdiinfo", &[name]).expect_success();
+    }
+}
+
 #[test]
 fn a_killed_daemon_loses_nothing_that_it_answered() {
     let host = Host::new();
@@ -100,6 +114,7 @@ fn a_killed_daemon_loses_nothing_that_it_answered() {
     for round in 0..kills() {
         let mut daemon = host.daemon(&[]);
         let (minor, socket) = host.serve(&daemon, &name);
+        open_by_others(&host, &image, true);
         loads.iter_mut().for_each(|load| load.verify(read_all(&socket)));
         let (count, end) = run_all(&mut loads, &socket, |done| {
             let wanted = u64::from(round % 7) * DEPTH as u64;
@@ -112,13 +127,12 @@ fn a_killed_daemon_loses_nothing_that_it_answered() {
         assert!(end.is_err(), "the daemon was killed");
         answered += count;
         let _ = host.tap_ctl(&["free", "-m", &minor.to_string()]);
-        // Nobody has opened it since: the footer at its end may be gone. QEMU takes the copy.
-        if round % 10 == 0 && has_program("qemu-img") {
-            host.run("qemu-img", &["info", "-f", "vpc", image.to_str().unwrap()]).expect_success();
-        }
+        // Nobody has opened it since: the footer at its end may be gone. These take the copy.
+        open_by_others(&host, &image, false);
     }
     let daemon = host.daemon(&[]);
     let (minor, socket) = host.serve(&daemon, &name);
+    open_by_others(&host, &image, true);
     loads.iter_mut().for_each(|load| load.verify(read_all(&socket)));
     daemon.client.close(minor, false, None).unwrap();
     verify_by_others(&host, &image, &mut loads);
