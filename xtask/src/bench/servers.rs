@@ -145,11 +145,7 @@ impl Server {
     /// In the foreground, so that a wrapper can watch it.
     fn attach(ground: &mut Ground, wrapper: &[String]) -> Result<Self> {
         let run = ground.janitor.run().to_path_buf();
-        let name = command::capture(tap_ctl(&run).arg("allocate"))?;
-        let digits = name.trim().rsplit(|letter: char| !letter.is_ascii_digit()).next();
-        let minor: u32 = digits
-            .and_then(|digits| digits.parse().ok())
-            .ok_or_else(|| format!("tap-ctl allocate printed no minor: {name:?}"))?;
+        let minor = allocate(&run)?;
         let mut command = wrapped(ground, wrapper, &ours("tapdisk"));
         command.arg("-D").env("TAPDISK_RUN_DIR", &run);
         let child = spawn(ground, &mut command)?;
@@ -159,11 +155,23 @@ impl Server {
         let server = Self { pid, socket, tap: Some((run.clone(), minor)), child: Some(child) };
         // It is there before anybody listens.
         wait::until(LIMIT, "the control socket", || UnixStream::connect(&control).ok())?;
-        let (pid, minor, image) = (pid.to_string(), minor.to_string(), image_argument(ground));
-        let disk = ["-p", pid.as_str(), "-m", minor.as_str()];
-        command::capture(tap_ctl(&run).arg("attach").args(disk))?;
-        command::capture(tap_ctl(&run).arg("open").args(disk).args(["-a", &image]))?;
+        open(&run, pid, minor, &image_argument(ground))?;
         server.ready()
+    }
+
+    /// Ours: one more disk of its process, of the present image. It goes with [`Server::remove`].
+    pub(super) fn beside(&self, ground: &Ground) -> Result<Self> {
+        let (run, _) = self.tap.as_ref().ok_or("only tapdisk has several disks")?;
+        let minor = allocate(run)?;
+        open(run, self.pid, minor, &image_argument(ground))?;
+        let socket = run.join(format!("nbd{}.{minor}", self.pid));
+        Self { pid: self.pid, socket, tap: Some((run.clone(), minor)), child: None }.ready()
+    }
+
+    /// Ends the disk, not the process.
+    pub(super) fn remove(mut self) -> Result<()> {
+        let (run, minor) = self.tap.take().ok_or("only disks of tapdisk can be removed")?;
+        destroy(&run, self.pid, minor)
     }
 
     fn ready(self) -> Result<Self> {
@@ -198,8 +206,7 @@ impl Server {
     fn end(&mut self) -> Result<()> {
         let pid = self.pid.to_string();
         if let Some((run, minor)) = self.tap.take() {
-            let mut destroy = tap_ctl(&run);
-            command::capture(destroy.args(["destroy", "-p", &pid, "-m", &minor.to_string()]))?;
+            destroy(&run, self.pid, minor)?;
         } else if self.child.is_some() {
             command::run(command::tool("kill").args(["-s", "TERM", &pid]))?;
         }
@@ -263,6 +270,26 @@ fn tap_ctl(run: &Path) -> Command {
     let mut command = Command::new(ours("tap-ctl"));
     command.env("TAPDISK_RUN_DIR", run);
     command
+}
+
+fn allocate(run: &Path) -> Result<u32> {
+    let name = command::capture(tap_ctl(run).arg("allocate"))?;
+    let digits = name.trim().rsplit(|letter: char| !letter.is_ascii_digit()).next();
+    let minor = digits.and_then(|digits| digits.parse().ok());
+    minor.ok_or_else(|| format!("tap-ctl allocate printed no minor: {name:?}"))
+}
+
+/// Attaches a minor to a process and opens an image.
+fn open(run: &Path, pid: u32, minor: u32, image: &str) -> Result<()> {
+    let (pid, minor) = (pid.to_string(), minor.to_string());
+    let disk = ["-p", pid.as_str(), "-m", minor.as_str()];
+    command::capture(tap_ctl(run).arg("attach").args(disk))?;
+    command::capture(tap_ctl(run).arg("open").args(disk).args(["-a", image])).map(drop)
+}
+
+fn destroy(run: &Path, pid: u32, minor: u32) -> Result<()> {
+    let (pid, minor) = (pid.to_string(), minor.to_string());
+    command::capture(tap_ctl(run).args(["destroy", "-p", &pid, "-m", &minor])).map(drop)
 }
 
 fn image_argument(ground: &Ground) -> String {

@@ -56,7 +56,6 @@ pub(super) fn measure(ground: &mut Ground) -> Result<()> {
     rates::compare(ground, &layers, &[RANDOM_READ])?;
     first_writes(ground)?;
     snapshots(ground, &dynamic)?;
-    memory(ground)?;
     ground.image = raw;
     Ok(())
 }
@@ -202,21 +201,33 @@ fn is_under_load(child: &Path) -> bool {
     fs::metadata(child).is_ok_and(|found| found.len() > IMAGE_BYTES / 4)
 }
 
-/// What a process with a large disk has in memory after writes all over it.
-fn memory(ground: &mut Ground) -> Result<()> {
-    let path = ground.folder().join("large.vhd");
+/// What a process with a large disk has in memory after writes all over it, and with a second one.
+pub(super) fn memory(ground: &mut Ground) -> Result<()> {
+    let paths = ["large.vhd", "second.vhd"].map(|name| ground.folder().join(name));
     let mebibytes = (LARGE_BYTES >> 20).to_string();
-    vhd_util(&["create", "-s", &mebibytes, "-n"], &[&path])?;
-    ground.image = Image { path: path.clone(), is_vhd: true };
+    let images = paths.clone().map(|path| Image { path, is_vhd: true });
+    for path in &paths {
+        vhd_util(&["create", "-s", &mebibytes, "-n"], &[path])?;
+    }
+    let pattern = RANDOM_WRITE.over(LARGE_BYTES);
+    let amount = || Amount::Requests(LARGE_WRITES);
+    let [first, second] = images;
+    ground.image = first;
     let server = Server::start(ground, Kind::Ours, &[])?;
     let idle = server.resident_kib()?;
-    let pattern = RANDOM_WRITE.over(LARGE_BYTES);
-    client::run(ground, &server.socket, &pattern, Amount::Requests(LARGE_WRITES))?;
+    client::run(ground, &server.socket, &pattern, amount())?;
     let used = server.resident_kib()?;
+    ground.image = second;
+    let disk = server.beside(ground)?;
+    client::run(ground, &disk.socket, &pattern, amount())?;
+    let both = server.resident_kib()?;
+    disk.remove()?;
     server.stop()?;
-    remove(&path)?;
-    println!("\nresident, one dynamic disk of {} GiB", LARGE_BYTES >> 30);
-    for (name, kib) in [("idle", idle), ("after 200,000 random writes", used)] {
+    paths.iter().try_for_each(|path| remove(path))?;
+    println!("\nresident, dynamic disks of {} GiB", LARGE_BYTES >> 30);
+    let used_name = "after 200,000 random writes";
+    let both_name = "a second disk, as many there";
+    for (name, kib) in [("one, idle", idle), (used_name, used), (both_name, both)] {
         println!("{name:<28} {:>7.1} MiB", float(kib) / 1024.0);
     }
     Ok(())
