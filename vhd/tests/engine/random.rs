@@ -188,23 +188,25 @@ fn run(seed: u64, lives: u64, without: Option<Rule>) -> Result<Counts, String> {
     Ok(run.counts)
 }
 
-/// How many disks, of ten lives each. `TAPDISK_SIMULATED_DISKS=…` for more.
-fn disks() -> u64 {
-    let set = std::env::var("TAPDISK_SIMULATED_DISKS").ok();
-    set.and_then(|text| text.parse().ok()).unwrap_or(3_000)
+/// The seeds of disks, of ten lives each. `TAPDISK_SIMULATED_DISKS=…` for more, from
+/// `TAPDISK_SEED=…` on.
+fn seeds() -> std::ops::Range<u64> {
+    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse().ok());
+    let first = number("TAPDISK_SEED").unwrap_or(0);
+    first..first + number("TAPDISK_SIMULATED_DISKS").unwrap_or(3_000)
 }
 
 #[test]
 fn no_cut_and_no_kill_breaks_a_promise() {
     let mut total = Counts::default();
-    for seed in 0..disks() {
+    for seed in seeds() {
         let counts = run(seed, 10, None).unwrap_or_else(|error| panic!("{error}"));
         total.requests += counts.requests;
         total.cuts += counts.cuts;
         total.kills += counts.kills;
         total.closes += counts.closes;
     }
-    println!("{} disks: {total:?}", disks());
+    println!("seeds {:?}: {total:?}", seeds());
 }
 
 /// Three blocks of eight sectors, in a file or a device, without a parent.
