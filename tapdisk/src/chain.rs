@@ -120,6 +120,11 @@ impl Chain {
         self.flat
     }
 
+    /// From now on the end of every request is looked at, also of one that is nothing but an I/O.
+    pub fn look_at_ends(&mut self) {
+        self.flat = None;
+    }
+
     /// The leaf's facts: the disk's.
     #[must_use]
     pub fn info(&self) -> ImageInfo {
@@ -136,6 +141,18 @@ impl Chain {
     #[must_use]
     pub fn with_layers(self, layers: Vec<Box<dyn Layer>>) -> Self {
         Self { layers, ..self }.find_flat()
+    }
+
+    /// How the storage told of a loss since the leaf was opened, where that keeps account of it.
+    #[must_use]
+    pub fn lost(&self) -> Option<Errno> {
+        self.leaf().lost()
+    }
+
+    /// Whether several hosts may have the leaf's file system mounted.
+    #[must_use]
+    pub fn is_shared_storage(&self) -> bool {
+        self.leaf().is_shared_storage()
     }
 
     fn leaf(&self) -> &dyn Image {

@@ -431,7 +431,29 @@ fn a_flush_that_fails_is_told() {
     let (_host, _daemon, mut client) = failing("fault:op=flush,count=1,errno=EIO", &[]);
     assert_eq!(client.write(0, &[1; 512]).unwrap(), 0);
     assert_eq!(client.flush().unwrap(), NBD_EIO);
-    assert_eq!(client.flush().unwrap(), 0);
+    // The storage tells of a loss once: the next fdatasync says nothing.
+    assert_eq!(client.flush().unwrap(), NBD_EIO);
+}
+
+/// The image is closed, and the command done; what may be lost is told beside it.
+#[test]
+fn a_loss_is_told_by_list_by_who_closes_the_image_and_by_the_next_flush() {
+    let (host, daemon, mut client) = failing("fault:op=flush,count=1,errno=EIO", &[]);
+    let (pid, minor) = (daemon.pid.to_string(), "0");
+    let run = |command: &str| host.tap_ctl(&[command, "-p", &pid, "-m", minor]);
+    assert_eq!(client.flush().unwrap(), NBD_EIO);
+    wait_until("the state is shown", || state_names(&host) == serde_json::json!(["writes-lost"]));
+    let paused = run("pause");
+    assert_eq!(paused.status, 0);
+    assert!(paused.stderr.contains("may have lost"), "{paused:?}");
+    run("unpause").expect_success();
+    assert_eq!(state_names(&host), serde_json::json!(["writes-lost"]));
+    // The layer is made anew with the chain, and has its one failure again.
+    assert_eq!(client.flush().unwrap(), NBD_EIO);
+    assert_eq!(client.flush().unwrap(), NBD_EIO);
+    let closed = run("close");
+    assert_eq!(closed.status, 0);
+    assert!(closed.stderr.contains("may have lost"), "{closed:?}");
 }
 
 #[test]

@@ -25,7 +25,7 @@ use crate::message::ListEntry;
 use crate::paths::{Paths, minor_of_marker, pid_of_control_socket};
 
 /// Names of the state bits of a disk.
-pub const STATE_NAMES: [(u32, &str); 11] = [
+pub const STATE_NAMES: [(u32, &str); 12] = [
     (0x001, "dead"),
     (0x002, "closed"),
     (0x004, "quiesce-requested"),
@@ -37,10 +37,15 @@ pub const STATE_NAMES: [(u32, &str); 11] = [
     (0x100, "log-dropped"),
     (0x200, "resume-failed"),
     (WAITING_FOR_SPACE, "waiting-for-space"),
+    (WRITES_LOST, "writes-lost"),
 ];
 
 /// Requests wait until the storage has space: not a bit of blktap's, and clear of its.
 pub const WAITING_FOR_SPACE: u32 = 0x1000;
+
+/// The storage may have lost what was answered, and every FLUSH fails, or the next one: not a bit
+/// of blktap's either.
+pub const WRITES_LOST: u32 = 0x2000;
 
 /// An image as a disk names it.
 #[derive(Clone, Debug, PartialEq, Eq)]

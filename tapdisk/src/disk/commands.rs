@@ -253,10 +253,9 @@ impl DiskThread {
         self.attempt(Again::new(ticket, Opening::Resume, request))
     }
 
-    /// As with blktap: what was taken before the pause ends, and with it the wait of a guest that
-    /// is to be shut down.
+    /// What was taken before the pause waits on, like what the doors have not taken, until a resume
+    /// works or the disk is closed: an image that was named wrong must not cost a guest its writes.
     fn resume_failed(&mut self) {
-        self.disk.vbd.shut_down();
         self.enter(Life::Paused { failed: true });
     }
 
@@ -394,13 +393,10 @@ impl DiskThread {
     }
 
     fn paused(&mut self) {
-        let result = self.close_chain();
-        if let Err(error) = &result {
-            slog::error!(self.wiring.log, "Closing for a pause"; "error" => %error);
-        }
+        self.close_chain("Closing for a pause");
         self.wiring.shared.set_images(Vec::new(), None);
         self.enter(Life::Paused { failed: false });
-        self.answer_waiting(result);
+        self.answer_waiting(Ok(()));
     }
 
     /// Asks the driver to remove the block device; goes on serving while somebody has it open.
@@ -458,25 +454,26 @@ impl DiskThread {
             return;
         }
         self.close_doors();
-        let result = self.close_chain();
-        if let Err(error) = &result {
-            slog::error!(self.wiring.log, "Closing"; "error" => %error);
-        }
+        self.close_chain("Closing");
         slog::info!(self.wiring.log, "Closed");
         self.opened = None;
         self.wiring.shared.set_name(None);
         self.wiring.shared.set_images(Vec::new(), None);
         self.enter(Life::Closed);
-        self.answer_waiting(result);
+        self.answer_waiting(Ok(()));
     }
 
-    /// Closes the image; an error names it.
-    fn close_chain(&mut self) -> Result<(), DiskError> {
-        let result = self.disk.vbd.close_chain();
-        match &self.opened {
-            Some(opened) => result.map_err(|error| error.at(&opened.spec.path)),
-            None => result,
+    /// Closes the image. It is closed, whatever became of what was written: the log, `list` and the
+    /// next FLUSH tell of that.
+    fn close_chain(&mut self, what: &'static str) {
+        if let Err(mut error) = self.disk.vbd.close_chain() {
+            if let Some(opened) = &self.opened {
+                error = error.at(&opened.spec.path);
+            }
+            slog::error!(self.wiring.log, "{what}"; "error" => %error);
         }
+        // Before the answer: who gets that may ask for the state next.
+        self.wiring.shared.set_lost(self.disk.vbd.has_lost());
     }
 
     fn answer_waiting(&mut self, result: Result<(), DiskError>) {

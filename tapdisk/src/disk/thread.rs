@@ -151,6 +151,8 @@ pub struct DiskThread {
     is_stale: bool,
     /// Requests wait for space, and the log says so.
     is_waiting: bool,
+    /// The storage may have lost what was answered, and the log says so.
+    has_lost: bool,
     /// The last turn left something to do that no event will announce.
     more: bool,
     events: Events,
@@ -204,6 +206,7 @@ impl DiskThread {
             published: Now::default(),
             is_stale: true,
             is_waiting: false,
+            has_lost: false,
             more: false,
             events: Events::with_capacity(128),
             exit: false,
@@ -355,6 +358,15 @@ impl DiskThread {
                 slog::info!(log, "No request waits for space any more");
             }
         }
+        let has_lost = self.disk.vbd.has_lost();
+        if has_lost && !self.has_lost {
+            slog::error!(
+                log,
+                "The storage may have lost what was answered: every FLUSH fails until \
+                the disk is paused and unpaused, and the first one after that"
+            );
+        }
+        self.has_lost = has_lost;
         if let Some(failure) = self.disk.vbd.take_failure()
             && let Some(suppressed) = self.failures.admit(self.clock.now())
         {

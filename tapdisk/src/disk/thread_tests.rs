@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
-use blktap_ioctl::sim::{self, Outcome, Segments, SimDevice, SimOptions};
+use blktap_ioctl::sim::{self, Driver, Outcome, Segments, SimDevice, SimOptions};
 use mio::{Poll, Waker};
 use nix::errno::Errno;
 
@@ -35,6 +35,10 @@ struct Rig {
 
 impl Rig {
     fn new(name: &str) -> Self {
+        Self::with(name, SimOptions::default())
+    }
+
+    fn with(name: &str, options: SimOptions) -> Self {
         let stem = format!("disk-thread-{}-{name}", std::process::id());
         let image = std::env::temp_dir().join(&stem);
         std::fs::File::create(&image).unwrap().set_len(1 << 20).unwrap();
@@ -42,7 +46,7 @@ impl Rig {
         let waker = Waker::new(poll.registry(), WAKER).unwrap();
         let config = QueueConfig { capacity: QUEUE_CAPACITY, ..QueueConfig::default() };
         let mut memory = Memory::new(8 << 20).unwrap();
-        let (ring, device) = sim::create(SimOptions::default()).unwrap();
+        let (ring, device) = sim::create(options).unwrap();
         let ring = BlktapDoor::new(ring, &mut memory).unwrap();
         let counters = DiskCounters::new();
         let shared = DiskShared::new(0, "simulated".to_owned(), true, counters.reader());
@@ -190,10 +194,16 @@ fn a_device_that_is_held_open_fails_its_requests_after_a_forced_close() {
     assert!(!rig.turns(1));
 }
 
-/// blktap kills them, so that the end of the guest is not held up.
+/// blktap ends them with errors.
 #[test]
-fn a_resume_that_fails_ends_the_requests_that_wait() {
-    let mut rig = Rig::new("resume");
+fn a_resume_that_fails_lets_requests_wait_for_the_next_or_for_the_end() {
+    for is_closed in [false, true] {
+        resume_in_vain(is_closed);
+    }
+}
+
+fn resume_in_vain(is_closed: bool) {
+    let mut rig = Rig::new(if is_closed { "vain-end" } else { "vain" });
     rig.sim().inject(0, Fault::Error(Errno::EAGAIN));
     rig.device.submit_read(1, 0, Segments::plain(512)).unwrap();
     rig.turns(3);
@@ -203,12 +213,65 @@ fn a_resume_that_fails_ends_the_requests_that_wait() {
     rig.send(2, Command::Pause);
     rig.turns(3);
     assert_eq!(rig.answer(), Some((2, Ok(()))));
-    std::fs::remove_file(&rig.image).unwrap();
+    let elsewhere = rig.image.with_extension("elsewhere");
+    std::fs::rename(&rig.image, &elsewhere).unwrap();
     rig.send(3, Command::Resume(None, "".into()));
     rig.turns(3);
     assert_eq!(rig.answer(), Some((3, Err(Errno::ENOENT))));
-    assert!(matches!(rig.ended()[..], [Err(_)]));
+    assert_eq!(rig.thread.life, Life::Paused { failed: true });
+    assert_eq!((rig.ended().len(), rig.thread.disk.vbd.outstanding()), (0, 1));
+    std::fs::rename(&elsewhere, &rig.image).unwrap();
+    if is_closed {
+        rig.send(4, Command::ForceClose);
+        rig.turns(3);
+        assert_eq!(rig.answer(), Some((4, Ok(()))));
+        assert!(matches!(rig.ended()[..], [Err(_)]));
+    } else {
+        rig.send(4, Command::Resume(None, "".into()));
+        rig.turns(3);
+        assert_eq!(rig.answer(), Some((4, Ok(()))));
+        // Its second is up, or nearly.
+        while rig.thread.disk.vbd.outstanding() > 0 {
+            rig.thread.turn();
+            rig.sim().run_all();
+        }
+        assert!(matches!(rig.ended()[..], [Ok(())]));
+    }
     assert_eq!(rig.thread.disk.vbd.outstanding(), 0);
+}
+
+/// The image is closed: who asked for that has nothing to do again.
+#[test]
+fn a_pause_and_a_close_are_done_also_when_the_storage_lost_something() {
+    let mut rig = Rig::with("lost", SimOptions { driver: Driver::Dkms, ..SimOptions::default() });
+    let flush = |rig: &mut Rig, fault: Option<Errno>| {
+        let next = rig.sim().accepted();
+        if let Some(errno) = fault {
+            rig.sim().inject(next, Fault::Error(errno));
+        }
+        rig.device.submit_flush(1).unwrap();
+        rig.turns(3);
+        rig.sim().run_all();
+        rig.turns(3);
+        rig.ended().pop().unwrap()
+    };
+    let is_lost = |rig: &Rig| rig.thread.wiring.shared.gauges().has_lost;
+    assert!(flush(&mut rig, Some(Errno::EIO)).is_err());
+    rig.send(2, Command::Pause);
+    rig.turns(3);
+    assert_eq!((rig.answer(), is_lost(&rig)), (Some((2, Ok(()))), true));
+    rig.send(3, Command::Resume(None, "".into()));
+    rig.turns(3);
+    assert_eq!(rig.answer(), Some((3, Ok(()))));
+    assert!(flush(&mut rig, None).is_err(), "of what was answered after the last one");
+    assert!(flush(&mut rig, None).is_ok());
+    assert!(flush(&mut rig, Some(Errno::EIO)).is_err());
+    rig.send(4, Command::Close);
+    rig.turns(3);
+    assert_eq!((rig.answer(), is_lost(&rig)), (Some((4, Ok(()))), true));
+    rig.send(5, rig.open());
+    rig.turns(3);
+    assert_eq!((rig.answer(), rig.thread.disk.vbd.has_lost()), (Some((5, Ok(()))), false));
 }
 
 /// The storage hangs, perhaps for ever: nobody is left waiting for it.

@@ -102,6 +102,18 @@ pub trait Image: Send {
         None
     }
 
+    /// How the storage told that it may have lost what was written since the image was opened; of
+    /// one with metadata, which alone knows of all its fdatasyncs.
+    fn lost(&self) -> Option<Errno> {
+        None
+    }
+
+    /// Whether its file system is one that several hosts may mount. Through the page cache such a
+    /// one tells the loss of a write to the next (NFS).
+    fn is_shared_storage(&self) -> bool {
+        false
+    }
+
     /// Its metadata, when it has any that changes or has to be read.
     fn metadata(&mut self) -> Option<&mut dyn Metadata> {
         None

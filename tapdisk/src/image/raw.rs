@@ -39,6 +39,7 @@ pub(super) struct Raw {
     info: ImageInfo,
     at_close: AtClose,
     claim: Option<Claim>,
+    is_shared_storage: bool,
 }
 
 pub(super) fn open(
@@ -187,7 +188,8 @@ impl Raw {
         let file = queue.add_file(Arc::clone(&handle)).ok_or_else(|| {
             DiskError::new(Errno::EMFILE, "This disk has as many files open as its queue can hold")
         })?;
-        Ok(Box::new(Self { file, handle, info, at_close, claim }))
+        let is_shared_storage = vhd_files::lock::is_shared_between_hosts(&handle);
+        Ok(Box::new(Self { file, handle, info, at_close, claim, is_shared_storage }))
     }
 }
 
@@ -206,6 +208,10 @@ impl Image for Raw {
 
     fn file(&self) -> Option<FileId> {
         Some(self.file)
+    }
+
+    fn is_shared_storage(&self) -> bool {
+        self.is_shared_storage
     }
 
     fn warning(&self) -> Option<&str> {

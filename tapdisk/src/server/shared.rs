@@ -6,8 +6,10 @@
 
 use std::ffi::OsString;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use tapdisk_control::list;
 
 use crate::disk::life::Life;
 use crate::frontend::blktap::BlktapDoor;
@@ -47,6 +49,7 @@ struct Gauges {
     in_flight: AtomicU64,
     deferred: AtomicU64,
     awaiting_space: AtomicU64,
+    has_lost: AtomicBool,
     clients: AtomicU64,
     nbd_taken: AtomicU64,
     nbd_answered: AtomicU64,
@@ -63,6 +66,8 @@ pub struct GaugeValues {
     pub queue: [u64; 2],
     /// Requests that wait until the storage has space.
     pub awaiting_space: u64,
+    /// The storage may have lost what was answered.
+    pub has_lost: bool,
     /// NBD: clients, requests taken, requests answered.
     pub nbd: [u64; 3],
     /// Ring: requests taken and answered, polls with requests, notifications sent.
@@ -73,7 +78,8 @@ impl GaugeValues {
     /// What `list` shows besides the life of the disk.
     #[must_use]
     pub fn state_bits(&self) -> u32 {
-        if self.awaiting_space > 0 { tapdisk_control::list::WAITING_FOR_SPACE } else { 0 }
+        let waits = if self.awaiting_space > 0 { list::WAITING_FOR_SPACE } else { 0 };
+        waits | if self.has_lost { list::WRITES_LOST } else { 0 }
     }
 }
 
@@ -141,10 +147,16 @@ impl DiskShared {
         public.info = info.or(public.info);
     }
 
+    /// Shows whether the storage may have lost what was answered.
+    pub fn set_lost(&self, has_lost: bool) {
+        self.gauges.has_lost.store(has_lost, Ordering::Relaxed);
+    }
+
     /// Shows the numbers of this turn.
     pub fn publish(&self, vbd: &mut Vbd, nbd: Option<&NbdDoor>, ring: Option<&BlktapDoor>) {
         let gauges = &self.gauges;
         gauges.awaiting_space.store(count(vbd.awaiting_space()), Ordering::Relaxed);
+        self.set_lost(vbd.has_lost());
         let queue = vbd.queue();
         gauges.in_flight.store(count(queue.in_flight()), Ordering::Relaxed);
         gauges.deferred.store(queue.stats().deferred, Ordering::Relaxed);
@@ -168,6 +180,7 @@ impl DiskShared {
         GaugeValues {
             queue: [load(&gauges.in_flight), load(&gauges.deferred)],
             awaiting_space: load(&gauges.awaiting_space),
+            has_lost: gauges.has_lost.load(Ordering::Relaxed),
             nbd: [load(&gauges.clients), load(&gauges.nbd_taken), load(&gauges.nbd_answered)],
             ring: [
                 load(&gauges.ring_taken),

@@ -13,6 +13,7 @@
 mod check;
 mod flat;
 mod intake;
+mod loss;
 mod metadata;
 pub mod retry;
 mod slots;
@@ -22,7 +23,6 @@ use std::time::Duration;
 use nix::errno::Errno;
 
 use crate::chain::{Chain, FlushPart, Path, Progress};
-use crate::error::DiskError;
 use crate::image::TAG_SPECIAL;
 use crate::layer::Verdict;
 use crate::memory::Memory;
@@ -32,6 +32,7 @@ use crate::statistics::DiskCounters;
 use crate::status::Status;
 use crate::time::Now;
 pub use intake::VbdIntake;
+use loss::Loss;
 use retry::{Fate, Retries, RetryPolicy};
 use slots::{Place, Slot, SlotIndex, Slots};
 
@@ -89,8 +90,7 @@ pub struct Vbd {
     is_metadata_idle: bool,
     /// The first since it was asked for.
     failure: Option<Failure>,
-    /// A pause lost what was written and not flushed: the next FLUSH is told.
-    unheard: Option<Errno>,
+    loss: Loss,
 }
 
 impl std::fmt::Debug for Vbd {
@@ -115,7 +115,7 @@ impl Vbd {
             last_end: Now::default(),
             busy_since: Now::default(),
             watchdog_barked: false,
-            unheard: None,
+            loss: Loss::default(),
             is_metadata_idle: true,
             failure: None,
         }
@@ -131,6 +131,7 @@ impl Vbd {
         self.info = DiskInfo { size: image.size, sector_size: image.sector_size, read_only };
         self.retries.policy = policy;
         self.retries.is_direct = chain.leaf_file().is_none_or(|file| self.queue.is_direct(file));
+        self.loss.is_told_late = chain.is_shared_storage() && !self.retries.is_direct;
         self.chain = Some(chain);
         self.is_metadata_idle = true;
         self.counters.reset_images();
@@ -145,23 +146,6 @@ impl Vbd {
     pub fn take_chain(&mut self) -> Option<Chain> {
         assert!(self.is_drained(), "requests are in the chain");
         self.chain.take()
-    }
-
-    /// Closes the chain, if there is one.
-    ///
-    /// # Errors
-    /// When what was written could not be made durable.
-    pub fn close_chain(&mut self) -> Result<(), DiskError> {
-        let closed = self.take_chain().map_or(Ok(()), |chain| chain.close(&mut self.queue));
-        if let Err(error) = &closed {
-            self.unheard = Some(error.errno());
-        }
-        closed
-    }
-
-    /// Another life of the disk begins: who lost something in the last one is gone.
-    pub fn forget_loss(&mut self) {
-        self.unheard = None;
     }
 
     /// The chain, while there is one.
@@ -270,13 +254,8 @@ impl Vbd {
         let slot = self.slots.get_mut(index);
         slot.status = Status::Done;
         slot.progress = Progress::default();
-        if slot.request.op == Op::Flush {
-            if self.must_wait(index) {
-                return;
-            }
-            if let Some(errno) = self.unheard.take() {
-                return self.finished(index, Status::Failed(errno));
-            }
+        if (slot.request.op == Op::Flush || slot.request.fua) && self.cannot_promise(index) {
+            return;
         }
         let slot = self.slots.get_mut(index);
         let Some(chain) = &mut self.chain else {
@@ -290,7 +269,6 @@ impl Vbd {
     }
 
     /// Whether a flush has to wait for changes before it.
-    #[inline(never)]
     fn must_wait(&mut self, index: SlotIndex) -> bool {
         let waits = self.slots.has_earlier_change(index);
         if waits {
@@ -380,7 +358,7 @@ impl Vbd {
         let slot = slots.get_mut(index);
         let mut path = Path { queue, memory, counters };
         let status = chain.finish(usize::from(index), &slot.request, slot.status, &mut path);
-        if status == Status::Done {
+        if status == Status::Done && self.loss.of_image.is_none() {
             self.finished(index, status);
         } else {
             self.ended(index, status);
@@ -390,7 +368,8 @@ impl Vbd {
     /// A try has ended: another one later, or the end.
     #[cold]
     fn ended(&mut self, index: SlotIndex, status: Status) {
-        let Some(errno) = status.errno() else { return self.finished(index, status) };
+        let counted = self.account(index, status);
+        let Some(errno) = status.errno() else { return self.finished(index, counted) };
         let Request { op, offset, len, .. } = self.slots.get(index).request;
         let again = self.put_aside(index, errno) != Fate::Answered;
         self.failure.get_or_insert(Failure { op, offset, len, errno, again });

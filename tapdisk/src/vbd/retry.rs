@@ -100,7 +100,7 @@ impl RetryPolicy {
 
 /// What kind of an error it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Cause {
+pub(super) enum Cause {
     /// Something was busy or interrupted: nothing was done.
     Busy,
     /// The storage, or the way to it.
@@ -111,7 +111,7 @@ enum Cause {
     Lasting,
 }
 
-fn cause_of(errno: Errno) -> Cause {
+pub(super) fn cause_of(errno: Errno) -> Cause {
     match errno {
         Errno::EAGAIN | Errno::EBUSY | Errno::EINTR => Cause::Busy,
         // The kernel tells a bad sector (ENODATA) and a reservation of others (EBADE) apart.

@@ -18,5 +18,7 @@ pub(crate) const COMMAND: Command = Command {
 
 fn run(session: &Session, options: &Options) -> Result<(), Failure> {
     let (client, minor) = options.disk(session)?;
-    Ok(client.close(minor, options.has(b'f'), options.timeout()?)?)
+    client.close(minor, options.has(b'f'), options.timeout()?)?;
+    session.warn_of_loss("close", &client, minor);
+    Ok(())
 }

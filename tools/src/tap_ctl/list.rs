@@ -29,7 +29,7 @@ A line with a pid alone is a tapdisk without disks, one with a minor alone a min
 
 State bits: 0x1 dead, 0x2 closed, 0x4 quiesce requested, 0x8 quiesced, 0x10 pause requested,
 0x20 paused, 0x40 shutdown requested, 0x80 locking, 0x100 log dropped, 0x200 resume failed,
-0x1000 waiting for space.
+0x1000 waiting for space, 0x2000 writes lost.
 ",
     run,
 };

@@ -18,5 +18,7 @@ snapshotted, coalesced or moved. 'tap-ctl unpause' goes on.
 
 fn run(session: &Session, options: &Options) -> Result<(), Failure> {
     let (client, minor) = options.disk(session)?;
-    Ok(client.pause(minor, options.timeout()?)?)
+    client.pause(minor, options.timeout()?)?;
+    session.warn_of_loss("pause", &client, minor);
+    Ok(())
 }

@@ -11,7 +11,9 @@ use std::io::{self, IsTerminal, Write};
 use nix::errno::Errno;
 use tap_tools::console::exit_status;
 use tapdisk_control::error::strerror;
-use tapdisk_control::{ControlError, ErrorKind, Paths};
+use tapdisk_control::list::WRITES_LOST;
+use tapdisk_control::message::ListEntry;
+use tapdisk_control::{Client, ControlError, ErrorKind, Paths};
 
 use crate::command::{Command, Failure};
 
@@ -58,6 +60,19 @@ impl Session {
     /// Writes to standard error. Nobody is left to tell when that fails.
     pub(crate) fn complain(&self, text: &str) {
         drop(io::stderr().lock().write_all(text.as_bytes()));
+    }
+
+    /// After a command that closed an image: what is done is done, but somebody should know that
+    /// the storage may have lost what was answered.
+    pub(crate) fn warn_of_loss(&self, command: &str, client: &Client, minor: u16) {
+        let is_lost = |disk: &ListEntry| disk.minor == minor && disk.state & WRITES_LOST != 0;
+        if client.list().is_ok_and(|disks| disks.iter().any(is_lost)) {
+            self.complain(&format!(
+                "tap-ctl {command}: Warning: the storage of minor {minor} may have lost what was \
+                 written and not flushed (EIO at a flush; see the log of tapdisk {})\n",
+                client.process()
+            ));
+        }
     }
 
     /// Tells why a command failed; returns the exit status.

@@ -15,7 +15,7 @@ use nix::errno::Errno;
 use tap_tools::console::Console;
 use tap_tools::getopt::Item;
 use tap_tools::number::atoi;
-use tapdisk_control::list::WAITING_FOR_SPACE;
+use tapdisk_control::list::{WAITING_FOR_SPACE, WRITES_LOST};
 use tapdisk_control::message::Params;
 use tapdisk_control::{Client, ControlError, ErrorKind};
 
@@ -50,7 +50,9 @@ fn run(session: &Session, options: &Options) -> Result<(), Failure> {
             return Err(failure);
         }
     }
-    exchange(&disks, timeout)
+    exchange(&disks, timeout)?;
+    disks.iter().for_each(|disk| session.warn_of_loss("snapshot", &disk.client, disk.minor));
+    Ok(())
 }
 
 /// A disk and where it goes on.
@@ -159,8 +161,8 @@ impl Disk {
     }
 
     /// After a pause that failed with `error`: it may have come about all the same, because the
-    /// image could not be made durable when it was closed, or because the answer came after the
-    /// timeout. Not when another command was in its way: then a pause is somebody else's.
+    /// answer came after the timeout. Not when another command was in its way: then a pause is
+    /// somebody else's.
     fn go_on(&self, error: ControlError, path: OsString) -> ControlError {
         let others = [Errno::EBUSY, Errno::EINVAL, Errno::ENODEV].map(|errno| errno as i32);
         if error.kind() == ErrorKind::Refused && others.contains(&error.errno()) {
@@ -210,8 +212,8 @@ fn vhd_util(command: &str, arguments: &[OsString]) -> u8 {
 fn name_of(client: &Client, minor: u16) -> Result<OsString, Failure> {
     let disks = client.list()?;
     let disk = disks.into_iter().find(|disk| {
-        // Full storage is no obstacle: the new image may lie elsewhere.
-        disk.minor == minor && disk.state & !WAITING_FOR_SPACE == 0
+        // Full storage is no obstacle: the new image may lie elsewhere. Nor is a loss.
+        disk.minor == minor && disk.state & !(WAITING_FOR_SPACE | WRITES_LOST) == 0
     });
     let name = disk.map(|disk| disk.path).unwrap_or_default();
     if name.is_empty() {

@@ -187,6 +187,10 @@ impl Image for Vhd {
         Some(self.leaf)
     }
 
+    fn lost(&self) -> Option<Errno> {
+        self.engine.lost().map(|errno| Errno::from_raw(errno.0))
+    }
+
     fn metadata(&mut self) -> Option<&mut dyn Metadata> {
         Some(self)
     }

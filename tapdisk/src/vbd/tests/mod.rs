@@ -13,6 +13,7 @@ use crate::queue::sim::Fault;
 use crate::request::{Segments, Token};
 use proptest::prelude::*;
 
+mod loss;
 mod retry;
 
 const SIZE: u64 = 64 << 10;

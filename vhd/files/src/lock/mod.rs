@@ -38,6 +38,7 @@ use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
 
 pub use holder::Holder;
+pub use storage::is_shared_between_hosts;
 
 /// The environment variable that sets the policy of tools and daemons: [`Policy`] as text.
 pub const VARIABLE: &str = "TAPDISK_LOCK";
@@ -180,7 +181,7 @@ impl std::error::Error for LockError {}
 pub fn lock_for_writing(file: &File, path: &Path, policy: Policy) -> Result<Outcome, LockError> {
     match policy {
         Policy::Never => Ok(Outcome::NotWanted),
-        Policy::Auto if storage::is_shared_between_hosts(file) => Ok(Outcome::SharedStorage),
+        Policy::Auto if is_shared_between_hosts(file) => Ok(Outcome::SharedStorage),
         _ => settle(set_exclusive(file), file, path, policy),
     }
 }

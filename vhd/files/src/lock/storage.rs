@@ -23,8 +23,10 @@ const SHARED: [i64; 14] = [
     0x786f_4256, // VirtualBox's shared folders
 ];
 
-/// A block device is what this host has attached, whatever lies behind: its locks are this host's.
-pub(super) fn is_shared_between_hosts(file: &File) -> bool {
+/// Whether several hosts may have the file system of this file mounted. A block device is what this
+/// host has attached, whatever lies behind: its locks are this host's.
+#[must_use]
+pub fn is_shared_between_hosts(file: &File) -> bool {
     fstatfs(file).is_ok_and(|found| is_shared_magic(found.filesystem_type().0))
 }
 
