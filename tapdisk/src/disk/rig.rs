@@ -162,6 +162,13 @@ impl Rig {
         self.thread.disk.vbd.queue()
     }
 
+    /// Its state as `tap-ctl list` shows it.
+    #[must_use]
+    pub fn disk_shown(&self) -> u32 {
+        let shared = &self.thread.wiring.shared;
+        shared.life().bits() | shared.gauges().state_bits()
+    }
+
     /// Its state in its life.
     #[must_use]
     pub fn life(&self) -> Life {

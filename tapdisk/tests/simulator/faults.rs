@@ -23,6 +23,8 @@ pub(crate) struct Faults {
     pub(crate) are_there: bool,
     /// It goes through the page cache, and an fdatasync may find no space.
     pub(crate) is_cached: bool,
+    /// It is a file as it is: nothing but an fdatasync tells of a loss.
+    pub(crate) is_raw: bool,
     pub(crate) mistake: Option<Mistake>,
 }
 
@@ -36,7 +38,8 @@ impl Faults {
             }
             _ => {}
         }
-        if !self.are_there || !random.one_in(15) {
+        let rate = if self.is_raw && io.is_sync { 3 } else { 15 };
+        if !self.are_there || !random.one_in(rate) {
             return None;
         }
         let passing = [Errno::EIO, Errno::EAGAIN, Errno::ETIMEDOUT][index(random.below(3))];

@@ -72,10 +72,18 @@ impl World {
     fn life(&mut self) -> Result<(), String> {
         let left = self.left;
         self.each(|disk, now, random| disk.open(random, *now, left))?;
+        let mut is_cut = false;
         for _ in 0..20 + self.random.below(200) {
             self.event()?;
+            let promises =
+                self.disks.iter_mut().filter_map(|it| it.promised_after_loss().then_some(()));
+            is_cut = promises.count() > 0 && self.random.one_in(2);
+            if is_cut {
+                break;
+            }
         }
         self.left = match self.random.below(8) {
+            _ if is_cut => Left::Cut,
             0 => Left::Kill,
             1 => Left::Close,
             _ => Left::Cut,

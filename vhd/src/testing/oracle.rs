@@ -103,8 +103,13 @@ impl Oracle {
 
     /// A flush has failed: what was done before may be lost, and nobody can rely on it.
     pub fn lost(&mut self) {
+        self.lost_before(u64::MAX);
+    }
+
+    /// The same of what had ended by then.
+    pub fn lost_before(&mut self, time: u64) {
         for version in self.sectors.iter_mut().flatten() {
-            version.lost |= version.ended.is_some();
+            version.lost |= version.ended.is_some_and(|(ended, _)| ended <= time);
         }
     }
 

@@ -2,7 +2,7 @@
 
 use vhd::testing::value_of;
 
-use super::{Asked, Commanded, Disk, Left, index};
+use super::{Asked, Commanded, Disk, GUEST, Left, index};
 use crate::client::{Ask, Reply};
 use crate::faults::Mistake;
 
@@ -40,6 +40,9 @@ impl Disk {
         for client in &mut self.clients {
             client.receive(length, |reply| replies.push(reply));
         }
+        if let Some(guest) = &self.guest {
+            guest.receive(|reply| replies.push(reply));
+        }
         replies.iter().try_for_each(|reply| self.replied(reply))
     }
 
@@ -55,18 +58,26 @@ impl Disk {
         }
         let (first, count) = ask.range();
         if !is_done && (ask == Ask::Flush || ask.is_fua()) {
-            if self.faults.mistake == Some(Mistake::FlushAgain) && ask == Ask::Flush {
+            if self.faults.mistake == Some(Mistake::FlushAgain)
+                && ask == Ask::Flush
+                && client != GUEST
+            {
                 self.number += 1;
                 let again = self.clients.iter_mut().find(|other| other.number == client);
                 again.expect("it was just told").send(self.number, ask, &[]);
                 self.asked.insert(self.number, Asked { ask, began, client });
                 return Ok(());
             }
-            // It was told: a flush may have failed.
-            self.oracle.lost();
+            // What the image lost that was open before is told now. What this one loses it tells
+            // with every flush: one that is done promises all.
+            if ask == Ask::Flush {
+                self.oracle.lost_before(self.resumed);
+                self.after_loss.0 = true;
+            }
         }
         match ask {
             Ask::Flush if is_done => {
+                self.after_loss.1 |= std::mem::take(&mut self.after_loss.0);
                 let readers = self.asked.values().map(|asked| asked.began);
                 self.oracle.flushed(began, readers.min().unwrap_or(u64::MAX));
             }

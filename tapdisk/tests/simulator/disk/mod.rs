@@ -21,14 +21,19 @@ use vhd::testing::{Oracle, Random, Store, bytes_of, value};
 use crate::client::{Ask, Client};
 use crate::counts::Counts;
 use crate::faults::{Faults, Mistake};
+use crate::guest::Guest;
 use crate::images::{self, Place};
 
 /// Requests of a disk that are not answered, at most.
 const ASKED_MAX: usize = 48;
 /// Clients of a disk, at most.
 const CLIENTS_MAX: usize = 4;
+/// The number of no client: who asks through the ring.
+const GUEST: u64 = 0;
 /// Images of a chain, at most.
 const DEPTH_MAX: usize = 6;
+/// The bit of a paused disk in `list`.
+const LISTED_PAUSED: u32 = 0x20;
 /// What nobody may need more of to come to rest.
 const TURNS_MAX: usize = 20_000;
 
@@ -51,6 +56,8 @@ struct Asked {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Commanded {
     Pause,
+    /// Its client does not wait at all.
+    HastyClose,
     Resume,
     Close,
 }
@@ -60,11 +67,15 @@ pub(crate) struct Disk {
     folder: PathBuf,
     rig: Option<Rig>,
     clients: Vec<Client>,
+    /// Who asks through the ring, where the disk has one in this life.
+    guest: Option<Guest>,
     oracle: Oracle,
     place: Place,
     /// The image that the next resume names.
     next_place: Option<Place>,
     depth: usize,
+    /// Images of its chain, at most: some disks stay raw.
+    depth_max: usize,
     sectors: u64,
     version: u32,
     number: u64,
@@ -73,6 +84,10 @@ pub(crate) struct Disk {
     stuck: BTreeSet<u64>,
     commanded: Option<Commanded>,
     is_paused: bool,
+    /// By the model's clock, in this life: when its image was opened again last.
+    resumed: u64,
+    /// A flush failed in this life, and then one was done.
+    after_loss: (bool, bool),
     /// What a kill left of a raw image: nothing of it is durable yet.
     left: Option<Store>,
     faults: Faults,
@@ -84,14 +99,17 @@ impl Disk {
         std::fs::create_dir_all(&folder).expect("a folder in memory");
         let sectors = 1 + random.below(96);
         let (place, values) = images::first(random, &folder, sectors);
+        let depth_max = if place.kind == "aio" && random.one_in(2) { 1 } else { DEPTH_MAX };
         Self {
             folder,
             rig: None,
             clients: Vec::new(),
+            guest: None,
             oracle: Oracle::new(values),
             place,
             next_place: None,
             depth: 1,
+            depth_max,
             sectors,
             version: 10,
             number: 0,
@@ -99,6 +117,8 @@ impl Disk {
             stuck: BTreeSet::new(),
             commanded: None,
             is_paused: false,
+            resumed: 0,
+            after_loss: (false, false),
             left: None,
             faults: Faults { mistake, ..Faults::default() },
             counts: Counts::default(),
@@ -122,12 +142,15 @@ impl Disk {
             ..QueueConfig::default()
         };
         let queue = Queue::simulated(random.next(), config);
-        self.rig = Some(Rig::on(queue, &self.folder, None).expect("a process has what it needs"));
+        let (ring, guest) = random.one_in(2).then(Guest::new).unzip();
+        self.guest = guest;
+        self.rig = Some(Rig::on(queue, &self.folder, ring).expect("a process has what it needs"));
         if let Some(store) = self.left.take() {
             let inode = std::fs::metadata(&self.place.path).expect("an image").ino();
             self.sim().leave(inode, store);
         }
         self.faults.is_cached = self.place.kind == "aio" && random.one_in(4);
+        self.faults.is_raw = self.place.kind == "aio";
         self.faults.are_there = random.one_in(2);
         let retry = RetryPolicy {
             tries: [0, 3, 60][index(random.below(3))],
@@ -164,6 +187,7 @@ impl Disk {
         }
         self.check_all(&found.data, left)?;
         self.connect();
+        self.guest.iter_mut().for_each(Guest::open);
         Ok(())
     }
 
@@ -192,6 +216,8 @@ impl Disk {
         let (sector, count) = if random.one_in(8) { (0, self.sectors) } else { (sector, count) };
         let (fua, zeros, may_punch) = (random.one_in(4), random.one_in(6), random.one_in(2));
         match random.below(20) {
+            // Who was told of a failure asks again.
+            _ if self.after_loss.0 && random.one_in(2) => Ask::Flush,
             0..5 => Ask::Read { sector, count },
             5..14 => Ask::Write { sector, count, fua, zeros },
             14..16 => Ask::Zero { sector, count, fua, may_punch },
@@ -222,17 +248,27 @@ impl Disk {
                 payload.extend(bytes_of(value));
             }
         }
-        let client = index(random.below(self.clients.len() as u64));
-        let client = &mut self.clients[client];
-        client.send(self.number, ask, &payload);
-        self.asked.insert(self.number, Asked { ask, began, client: client.number });
+        let mut asked = Asked { ask, began, client: GUEST };
+        if let Some(guest) = self.guest.as_ref().filter(|it| it.takes(ask) && random.one_in(2)) {
+            guest.send(self.number, ask, &payload);
+        } else {
+            let client = index(random.below(self.clients.len() as u64));
+            let client = &mut self.clients[client];
+            client.send(self.number, ask, &payload);
+            asked.client = client.number;
+        }
+        self.asked.insert(self.number, asked);
     }
 
     /// A client is gone, and comes back at once or later. What it had asked for may be done or not;
-    /// but whatever is asked after this comes after it.
+    /// but whatever is asked after this comes after it: of the clients, not of a guest, whom they
+    /// cannot be.
     pub(crate) fn lose_client(&mut self, random: &mut Random) -> Result<(), String> {
         if self.clients.len() < CLIENTS_MAX && random.one_in(2) {
             self.connect();
+            return Ok(());
+        }
+        if self.guest.is_some() {
             return Ok(());
         }
         // What it was told before counts.
@@ -312,9 +348,14 @@ impl Disk {
     /// A command of the control thread, if it is one's turn.
     pub(crate) fn command(&mut self, random: &mut Random) {
         match self.commanded {
+            None if random.one_in(8) => {
+                self.commanded = Some(Commanded::HastyClose);
+                self.rig().send(Command::Close);
+                self.rig().cancel();
+            }
             None if self.is_paused => self.resume(),
             None => {
-                if self.depth < DEPTH_MAX && random.one_in(2) {
+                if self.depth < self.depth_max && random.one_in(2) {
                     let path = self.folder.join(format!("{}.vhd", self.depth));
                     // Made when it is paused: until then the parent changes.
                     let (kind, uuid) = ("vhd", self.place.uuid);
@@ -343,16 +384,6 @@ impl Disk {
         random: &mut Random,
     ) -> Result<(), String> {
         let commanded = self.commanded.take().ok_or("an answer to no command")?;
-        // An image that lost an fdatasync tells it when it is closed; it is closed all the same.
-        let may_tell = self.faults.are_there && self.place.kind == "vhd";
-        let is_told = may_tell && result.is_err_and(|errno| errno != Errno::ECANCELED);
-        let result = match commanded {
-            Commanded::Pause | Commanded::Close if is_told => {
-                self.oracle.lost();
-                Ok(())
-            }
-            _ => result,
-        };
         match (commanded, result) {
             (Commanded::Pause, Ok(())) => {
                 self.counts.pauses += 1;
@@ -363,17 +394,25 @@ impl Disk {
                 }
             }
             (Commanded::Pause, Err(Errno::ECANCELED)) => self.next_place = None,
+            (Commanded::HastyClose, Err(Errno::ECANCELED)) => {}
             (Commanded::Resume, Ok(())) => {
                 self.is_paused = false;
+                self.resumed = self.oracle.tick();
                 if let Some(place) = self.next_place.take() {
                     self.counts.snapshots += 1;
                     self.place = place;
                     self.depth += 1;
-                    self.faults.is_cached = false;
+                    (self.faults.is_cached, self.faults.is_raw) = (false, false);
                 }
             }
             (Commanded::Close, Ok(())) => self.counts.closes += 1,
             (commanded, result) => return Err(format!("{commanded:?}: {result:?}")),
+        }
+        // What `list` shows as soon as the command is answered.
+        let (is_open, is_paused) = (commanded != Commanded::Close, self.is_paused);
+        let found = self.rig().disk_shown();
+        if (found & LISTED_PAUSED != 0) != is_paused && is_open || !is_open && found & 2 == 0 {
+            return Err(format!("{commanded:?} is done, and list shows {found:#x}"));
         }
         Ok(())
     }
@@ -420,7 +459,12 @@ impl Disk {
         }
         self.run_until(now, random, "a command", |disk| disk.commanded.is_none())?;
         self.commanded = Some(Commanded::Close);
-        let is_forced = random.one_in(4);
+        // A guest whose requests wait cannot let go of its device.
+        let guest_waits = self.asked.values().any(|asked| asked.client == GUEST);
+        let is_forced = guest_waits || random.one_in(4);
+        if !guest_waits {
+            self.guest.iter_mut().for_each(Guest::close);
+        }
         self.rig().send(if is_forced { Command::ForceClose } else { Command::Close });
         self.run_until(now, random, "a close", |disk| disk.commanded.is_none())?;
         self.forget()
@@ -450,11 +494,17 @@ impl Disk {
         self.receive()?;
         let asked = std::mem::take(&mut self.asked);
         self.never_answered(asked);
-        self.rig = None;
+        (self.rig, self.guest) = (None, None);
         self.clients.clear();
         self.stuck.clear();
         (self.commanded, self.next_place, self.is_paused) = (None, None, false);
+        (self.resumed, self.after_loss) = (0, (false, false));
         Ok(())
+    }
+
+    /// Whether a flush has been done after one that failed: a cut soon after it shows most.
+    pub(crate) fn promised_after_loss(&mut self) -> bool {
+        std::mem::take(&mut self.after_loss.1)
     }
 
     /// For a message.
