@@ -27,9 +27,10 @@ pub(super) struct Loss {
     pub(super) is_told_late: bool,
 }
 
-/// Whether an answer that it is done promises more than that it can be read.
+/// Whether the answer that it is done promises that something is durable. A question may come with
+/// FUA, too.
 fn is_promise(request: &Request) -> bool {
-    request.op == Op::Flush || request.fua
+    request.op == Op::Flush || request.fua && request.op.is_change()
 }
 
 impl Vbd {
@@ -65,7 +66,11 @@ impl Vbd {
     /// Whether a FLUSH, or a change with FUA, cannot begin: it waits, or it has failed.
     #[inline(never)]
     pub(super) fn cannot_promise(&mut self, index: SlotIndex) -> bool {
-        let is_flush = self.slots.get(index).request.op == Op::Flush;
+        let request = &self.slots.get(index).request;
+        let is_flush = request.op == Op::Flush;
+        if !is_promise(request) {
+            return false;
+        }
         if is_flush && self.must_wait(index) {
             return true;
         }

@@ -96,6 +96,21 @@ fn a_flush_that_runs_beside_one_that_fails_fails_too() {
     assert_eq!(rig.ended(1), failed(Errno::EIO));
 }
 
+/// NBD lets a client ask for extents with FUA.
+#[test]
+fn a_question_with_fua_that_fails_has_lost_nothing_and_is_answered_after_a_loss() {
+    let mut rig = Rig::new("question");
+    rig.vbd.retries.policy.tries = 0;
+    rig.fault(0, Fault::Error(Errno::EIO));
+    rig.start_with(0, Op::BlockStatus, 0, 4096, true);
+    rig.settle();
+    assert_eq!((rig.ended(0), rig.vbd.has_lost()), (failed(Errno::EIO), false));
+    assert_eq!(rig.flush(1, Some(Errno::EIO)), failed(Errno::EIO));
+    rig.start_with(2, Op::BlockStatus, 0, 4096, true);
+    rig.settle();
+    assert_eq!(rig.ended(2), DONE);
+}
+
 /// NFS.
 #[test]
 fn a_write_that_may_tell_of_an_earlier_one_counts() {
