@@ -36,8 +36,8 @@ const COMMANDS: [Command; 7] = [
     },
     Command {
         name: "test",
-        arguments: "[STAGE]",
-        what: "run all tests, or one stage of them",
+        arguments: "[STAGE]...",
+        what: "run all tests, or some stages of them",
         run: stages::test,
     },
     Command {

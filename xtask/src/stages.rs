@@ -107,27 +107,48 @@ fn first_sentence(text: &str) -> String {
     }
 }
 
-/// `cargo xtask test [STAGE]`.
-pub(crate) fn test(arguments: &[String]) -> Result<()> {
+/// `cargo xtask test [STAGE]...`.
+pub(crate) fn test(names: &[String]) -> Result<()> {
     let stages = all()?;
-    match arguments {
-        [] => test_all(&mut Clock::new()),
-        [name] => {
-            let stage = stages.iter().find(|stage| stage.name == *name).ok_or_else(|| {
-                let names: Vec<&str> = stages.iter().map(|stage| stage.name.as_str()).collect();
-                format!("There is no stage {name:?}, only {}", names.join(", "))
-            })?;
-            prepare(&mut Clock::new())?;
-            match &stage.run {
-                Run::Fuzz => run_fuzz(&mut Clock::new()),
-                Run::Cargo(arguments) => command::run(cargo_test().args(*arguments)),
-                Run::File { package, file } => {
-                    command::run(cargo_test().args(["-p", package, "--test", file]))
-                }
-                Run::DebugKernel => debug_kernel(&mut Clock::new()),
-            }
+    let mut clock = Clock::new();
+    if names.is_empty() {
+        return test_all(&mut clock);
+    }
+    let find = |name: &String| {
+        stages.iter().find(|stage| stage.name == *name).ok_or_else(|| {
+            let names: Vec<&str> = stages.iter().map(|stage| stage.name.as_str()).collect();
+            format!("There is no stage {name:?}, only {}", names.join(", "))
+        })
+    };
+    let chosen = names.iter().map(find).collect::<Result<Vec<_>>>()?;
+    prepare(&mut clock)?;
+    for stage in &chosen {
+        test_one(stage, &mut clock)?;
+    }
+    // Of one stage its own results are the last lines.
+    if chosen.len() > 1 || matches!(chosen[0].run, Run::DebugKernel) {
+        clock.table();
+    }
+    Ok(())
+}
+
+fn test_one(stage: &Stage, clock: &mut Clock) -> Result<()> {
+    let build = |clock: &mut Clock, words: &[&str]| {
+        clock.time(&format!("build {}", stage.name), || {
+            command::run(command::cargo(["test", "--no-run", "--quiet"]).args(words))
+        })
+    };
+    let run = |clock: &mut Clock, words: &[&str]| {
+        clock.time(&stage.name, || command::run(cargo_test().args(words)))
+    };
+    match &stage.run {
+        Run::Fuzz => run_fuzz(clock),
+        Run::Cargo(words) => build(clock, words).and_then(|()| run(clock, words)),
+        Run::File { package, file } => {
+            let words = ["-p", package, "--test", file];
+            build(clock, &words).and_then(|()| run(clock, &words))
         }
-        _ => Err("usage: cargo xtask test [STAGE]".into()),
+        Run::DebugKernel => debug_kernel(clock),
     }
 }
 
@@ -197,9 +218,7 @@ fn debug_kernel(clock: &mut Clock) -> Result<()> {
         let mut test = cargo_test();
         test.args(["-p", MACHINES, "--test", "vm", "blktap::"]);
         command::run(test.env("TAPDISK_VM_KERNEL", "debug"))
-    })?;
-    clock.table();
-    Ok(())
+    })
 }
 
 fn run_fuzz(clock: &mut Clock) -> Result<()> {
