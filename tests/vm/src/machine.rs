@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::ops::Deref;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use tapdisk_tests::Ran;
@@ -378,9 +379,13 @@ impl Machine {
         };
         // Not with `exec`: of the leader of a group, which a command is, setsid makes a child and
         // ends at once, and the machine with it.
+        let size = terminal_size().map_or_else(String::new, |[rows, columns]| {
+            format!("stty rows {rows} cols {columns}; ")
+        });
+        // What it knows of the size it forgets when nobody has it open.
         let line = format!(
             "cd /; export HOME=/ TERM=${{TERM:-linux}} PS1='tapdisk-vm:\\w# '; \
-             setsid -c bash --norc -i <{device} >{device} 2>&1; exit $?"
+             {{ {size}setsid -c bash --norc -i; }} <{device} >{device} 2>&1; exit $?"
         );
         self.remote.start(["sh", "-c", &line])?.wait(DAY).map(|ran| ran.status)
     }
@@ -420,6 +425,14 @@ impl Machine {
     pub(crate) fn kind(&self) -> Kind {
         self.prepared.plan.kind
     }
+}
+
+/// Rows and columns of this process's terminal: the machine's own does not know them.
+fn terminal_size() -> Option<[u16; 2]> {
+    let size = Command::new("stty").arg("size").stdin(Stdio::inherit()).output().ok()?;
+    let text = String::from_utf8(size.stdout).ok()?;
+    let (rows, columns) = text.trim().split_once(' ')?;
+    Some([rows.parse().ok()?, columns.parse().ok()?])
 }
 
 impl Drop for Machine {
