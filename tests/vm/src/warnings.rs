@@ -1,14 +1,14 @@
 //! What a kernel says when something is wrong with it.
 
 use crate::debug_kernel::is_debug_kernel;
-use crate::machine::Machine;
+use crate::remote::Remote;
 use crate::{Result, VmError};
 
 /// Words of such lines: of every kernel, and of the checks of the debug kernel.
 const WORDS: &str = "WARNING:|BUG |BUG:|INFO:|Oops|Call Trace|general protection|corruption|\
                      refcount_t|blocked for more than|stuck for|ODEBUG|KASAN";
 
-impl Machine {
+impl Remote {
     /// Lines of the kernel's log that say that something is wrong with the kernel, none when all is
     /// well. The debug kernel has to watch its locks still: it stops with the first error.
     ///

@@ -57,8 +57,7 @@ fn a_guest_lives_on_a_chain_of_five() {
     machine.run(["xl", "block-attach", "chain", &disk(4)]).unwrap().expect_success();
     guest.sh("until [ -b /dev/xvda ]; do usleep 100000; done").unwrap().expect_success();
     assert_eq!(guest.sh(sum_all).unwrap().expect_success(), sums);
-    drop(guest);
-    machine.run(["xl", "destroy", "chain"]).unwrap().expect_success();
+    disk::destroy(&machine, "chain", guest);
     disk::nothing_is_left(&machine);
     // Merged into its first image, others can read it, too.
     let merged =

@@ -63,8 +63,7 @@ fn a_guest_outlives_its_killed_tapdisk_and_no_minor_is_lost() {
         guest.sh(&there).unwrap().expect_success();
     }
     assert_eq!(disk::sums(&guest, "xvda"), sums);
-    drop(guest);
-    machine.run(["xl", "destroy", "crash"]).unwrap().expect_success();
+    disk::destroy(&machine, "crash", guest);
     Tap::find(&machine, &images[0]).destroy(&machine);
     disk::nothing_is_left(&machine);
     disk::check_image(&machine, &images[0], &sums);

@@ -57,8 +57,7 @@ fn a_flush_becomes_fdatasync_and_a_discard_a_hole() {
 
     strace.signal(15).unwrap();
     strace.wait(BOUND).unwrap();
-    drop(guest);
-    machine.run(["xl", "destroy", "flush"]).unwrap().expect_success();
+    disk::destroy(&machine, "flush", guest);
     tap.destroy(&machine);
     disk::nothing_is_left(&machine);
 }

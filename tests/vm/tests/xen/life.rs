@@ -55,9 +55,7 @@ fn live(kind: &str) {
     // Twice, as what a restart leaves behind shows in the next one.
     let guest = reboot(&machine, &name, &guest);
     hold(&guest, "second reboot");
-    drop(guest);
-
-    machine.run(["xl", "destroy", &name]).unwrap().expect_success();
+    disk::destroy(&machine, &name, guest);
     tap.destroy(&machine);
     disk::nothing_is_left(&machine);
     for (image, sums) in images.iter().zip(&sums) {
@@ -103,8 +101,7 @@ fn a_disk_comes_and_goes_under_a_running_guest() {
     for words in &disks {
         machine.run(["xl", "block-attach", "plug", words]).unwrap().expect_success();
     }
-    drop(guest);
-    machine.run(["xl", "destroy", "plug"]).unwrap().expect_success();
+    disk::destroy(&machine, "plug", guest);
     tap.destroy(&machine);
     disk::nothing_is_left(&machine);
     for name in ["plug.img", "plug-script.img"] {
