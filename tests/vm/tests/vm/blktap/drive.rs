@@ -12,7 +12,9 @@ pub(super) const WORDS: [&str; 8] = [
     "-device",
     "scsi-cd,bus=scsi.0,scsi-id=0",
     "-drive",
-    "if=none,id=medium,media=cdrom,readonly=on,file.driver=null-co,file.size=1M,format=raw",
+    // Without zeros it reads as whatever was in memory.
+    "if=none,id=medium,media=cdrom,readonly=on,format=raw,\
+     file.driver=null-co,file.size=1M,file.read-zeroes=on",
     "-device",
     "scsi-cd,bus=scsi.0,scsi-id=1,drive=medium",
 ];
