@@ -112,6 +112,7 @@ impl Disk {
         self.vbd.reap();
         self.vbd.work();
         let answered = self.answer();
+        self.pace.answered(answered);
         more |= self.vbd.queue().is_ready();
         let has_room = self.vbd.intake(RING).has_room();
         more |= has_room && self.ring.as_ref().is_some_and(BlktapDoor::is_ready);

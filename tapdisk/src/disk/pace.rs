@@ -1,4 +1,4 @@
-//! How the loop of a disk waits: what it observes of the load decides between three ways.
+//! How the loop of a disk waits: what it observes of the load decides between four ways.
 //!
 //! * **Lone**: requests come one at a time, each after the answer to the one before. Then one
 //!   system call that reads or writes at once beats submit, sleep, wake. A load with two requests
@@ -6,6 +6,9 @@
 //!   sleep.
 //! * **Batch**: many requests are in flight. Then a few microseconds of patience make each turn
 //!   handle several completions, and each system call serves several requests.
+//! * **Gather**: many were answered together, as storage that answers in bursts has it, and who
+//!   asked for them asks again, one by one. Some patience takes these together, while the storage
+//!   works on the rest.
 //! * Otherwise the loop sleeps until something happens.
 //!
 //! Pure: fed with what happened, asked what to do.
@@ -38,7 +41,15 @@ const BATCH_IN_FLIGHT: usize = 8;
 const BATCH_PART: usize = 4;
 
 /// And never longer than this: what a batch can add to the latency of one request.
-pub const BATCH_WAIT: Duration = Duration::from_micros(50);
+const BATCH_WAIT: Duration = Duration::from_micros(50);
+
+/// So many requests that are likely to come next are worth some patience: below, it saves next to
+/// nothing.
+const GATHER_MIN: usize = 4;
+
+/// How long. A client takes two to five microseconds for a request, so that about eight come in the
+/// meantime; more patience costs rate where the storage would have had work for them.
+const GATHER_WAIT: Duration = Duration::from_micros(25);
 
 /// After a batch that did not come together in time, so many turns go without.
 const BATCH_PENALTY: u32 = 32;
@@ -50,6 +61,18 @@ pub struct Pace {
     slept: bool,
     batch_wanted: usize,
     batch_penalty: u32,
+    /// How many of the requests that were answered last may be followed by others.
+    expected: usize,
+    gathers: bool,
+}
+
+/// How to wait in the queue before looking at anything else.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Patience {
+    /// For so many completions.
+    pub completions: usize,
+    /// But no longer than this.
+    pub timeout: Duration,
 }
 
 impl Pace {
@@ -61,6 +84,8 @@ impl Pace {
     /// A turn pulled `pulled` requests while `in_flight` were running. Says whether the one request
     /// may run inline.
     pub fn pulled(&mut self, pulled: usize, in_flight: usize) -> bool {
+        let in_vain = std::mem::take(&mut self.gathers) && pulled == 0;
+        self.expected = if in_vain { 0 } else { self.expected.saturating_sub(pulled) };
         if pulled == 0 {
             return false;
         }
@@ -73,18 +98,28 @@ impl Pace {
         alone && self.lone_streak >= LONE_STREAK
     }
 
-    /// How many completions to wait for in the queue before looking at anything else; `None`: do
-    /// not.
-    pub fn batch(&mut self, in_flight: usize) -> Option<usize> {
+    /// A turn answered so many requests.
+    pub fn answered(&mut self, answered: usize) {
+        // Not the sum: what was answered before these has been asked for again, or will not be.
+        self.expected = self.expected.max(answered);
+    }
+
+    /// Whether and how to wait in the queue before looking at anything else.
+    pub fn patience(&mut self, in_flight: usize) -> Option<Patience> {
         if in_flight < BATCH_IN_FLIGHT {
             return None;
+        }
+        let completions = in_flight / BATCH_PART;
+        if self.expected >= GATHER_MIN {
+            self.gathers = true;
+            return Some(Patience { completions, timeout: GATHER_WAIT });
         }
         if self.batch_penalty > 0 {
             self.batch_penalty -= 1;
             return None;
         }
-        self.batch_wanted = in_flight / BATCH_PART;
-        Some(self.batch_wanted)
+        self.batch_wanted = completions;
+        Some(Patience { completions, timeout: BATCH_WAIT })
     }
 
     /// So many completions were there after the wait, whichever it was.
@@ -100,6 +135,8 @@ mod tests {
     use super::*;
 
     const LONG: Duration = Duration::from_micros(100);
+    const BATCH: Option<Patience> = Some(Patience { completions: 8, timeout: BATCH_WAIT });
+    const GATHER: Option<Patience> = Some(Patience { completions: 4, timeout: GATHER_WAIT });
 
     #[test]
     fn requests_one_at_a_time_run_inline_after_a_while() {
@@ -156,20 +193,57 @@ mod tests {
     #[test]
     fn batches_leave_most_of_the_requests_to_the_storage() {
         let mut pace = Pace::default();
-        assert_eq!(pace.batch(7), None);
-        assert_eq!(pace.batch(32), Some(8));
+        assert_eq!(pace.patience(7), None);
+        assert_eq!(pace.patience(32), BATCH);
     }
 
     #[test]
     fn a_batch_that_did_not_come_together_is_not_tried_again_soon() {
         let mut pace = Pace::default();
-        assert_eq!(pace.batch(32), Some(8));
+        assert_eq!(pace.patience(32), BATCH);
         pace.reaped(3);
         for _ in 0..BATCH_PENALTY {
-            assert_eq!(pace.batch(32), None);
+            assert_eq!(pace.patience(32), None);
         }
-        assert_eq!(pace.batch(32), Some(8));
+        assert_eq!(pace.patience(32), BATCH);
         pace.reaped(8);
-        assert_eq!(pace.batch(32), Some(8));
+        assert_eq!(pace.patience(32), BATCH);
+    }
+
+    #[test]
+    fn who_was_answered_much_at_once_has_time_to_ask_again() {
+        let mut pace = Pace { batch_penalty: 1000, ..Pace::default() };
+        pace.answered(16);
+        assert_eq!(pace.patience(7), None, "the storage has little to work on");
+        for in_flight in [16, 19] {
+            assert_eq!(pace.patience(in_flight), GATHER);
+            assert!(!pace.pulled(6, in_flight));
+            pace.answered(0);
+        }
+        assert_eq!(pace.patience(19), GATHER, "four of them may come yet");
+        assert!(!pace.pulled(1, 19));
+        assert_eq!(pace.patience(19), None, "three are not worth it");
+    }
+
+    #[test]
+    fn who_does_not_ask_again_is_waited_for_once() {
+        let mut pace = Pace { batch_penalty: 1000, ..Pace::default() };
+        pace.answered(16);
+        assert!(!pace.pulled(0, 16), "nobody had time");
+        assert_eq!(pace.patience(16), GATHER);
+        assert!(!pace.pulled(0, 16));
+        assert_eq!(pace.patience(16), None);
+        pace.answered(4);
+        assert_eq!(pace.patience(16), GATHER);
+    }
+
+    #[test]
+    fn gathering_in_vain_does_not_end_batches() {
+        let mut pace = Pace::default();
+        pace.answered(4);
+        assert_eq!(pace.patience(16), GATHER);
+        pace.reaped(0);
+        assert!(!pace.pulled(0, 16));
+        assert_eq!(pace.patience(32), BATCH);
     }
 }

@@ -17,7 +17,7 @@ use mio::{Events, Poll, Token as MioToken};
 
 use super::again::Again;
 use super::life::Life;
-use super::pace::BATCH_WAIT;
+use super::pace::Patience;
 use super::{Disk, RING};
 use crate::error::DiskError;
 use crate::frontend::blktap::BlktapDoor;
@@ -275,8 +275,9 @@ impl DiskThread {
         let in_flight = self.disk.vbd.queue().in_flight();
         let timeout = if self.more {
             Some(Duration::ZERO)
-        } else if let Some(wanted) = self.disk.pace().batch(in_flight) {
-            self.disk.vbd.queue().wait_batch(wanted, BATCH_WAIT);
+        } else if let Some(patience) = self.disk.pace().patience(in_flight) {
+            let Patience { completions, timeout } = patience;
+            self.disk.vbd.queue().wait_batch(completions, timeout);
             Some(Duration::ZERO)
         } else {
             self.timeout(before)
