@@ -67,6 +67,31 @@ impl<'a> Incoming<'a> {
         self.0.push(self.0.memory.iovec(segment));
     }
 
+    /// Appends a part of `first`, which is `part_len` bytes long, before each of `others`: one part
+    /// after the other from its start. `first` is looked at once, not part by part.
+    ///
+    /// # Panics
+    /// When there is no room, or `first` is not long enough.
+    #[inline]
+    pub fn alternate(
+        &mut self,
+        first: Segment,
+        part_len: u32,
+        others: impl ExactSizeIterator<Item = Segment>,
+    ) {
+        let first = self.0.memory.iovec(first);
+        let part_len = part_len as usize;
+        let is_enough = others.len().checked_mul(part_len).is_some_and(|all| all <= first.iov_len);
+        assert!(is_enough, "{} parts of {part_len} in {} bytes", others.len(), first.iov_len);
+        let mut iov_base = first.iov_base;
+        for other in others {
+            self.0.push(libc::iovec { iov_base, iov_len: part_len });
+            self.segment(other);
+            // Inside `first`, or its end: as many parts fit as there are others.
+            iov_base = iov_base.wrapping_byte_add(part_len);
+        }
+    }
+
     /// How many bytes fit.
     #[must_use]
     pub fn bytes(&self) -> usize {
@@ -159,10 +184,36 @@ impl std::fmt::Debug for Outgoing<'_> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write as _;
     use std::os::fd::AsFd;
     use std::os::unix::net::UnixStream;
 
     use super::*;
+
+    #[test]
+    fn receives_in_turns_into_parts_of_one_segment_and_into_others() {
+        let (left, right) = UnixStream::pair().unwrap();
+        let mut memory = Memory::new(16 << 10).unwrap();
+        let [first, a, b] = [4, 3, 3].map(|len| memory.allocate(len).unwrap());
+        (&left).write_all(b"12abc34def").unwrap();
+        let mut message = memory.incoming();
+        message.alternate(first, 2, [a, b].into_iter());
+        assert_eq!(message.bytes(), 10);
+        assert_eq!(message.receive(right.as_fd()).unwrap(), 10);
+        for (segment, wanted) in [(first, &b"1234"[..]), (a, b"abc"), (b, b"def")] {
+            let mut bytes = vec![0; wanted.len()];
+            memory.copy_out(segment, &mut bytes);
+            assert_eq!(bytes, wanted);
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "2 parts of 3 in 4 bytes")]
+    fn parts_do_not_go_past_the_end_of_their_segment() {
+        let mut memory = Memory::new(16 << 10).unwrap();
+        let first = memory.allocate(4).unwrap();
+        memory.incoming().alternate(first, 3, [first, first].into_iter());
+    }
 
     #[test]
     fn sends_and_receives_in_order() {

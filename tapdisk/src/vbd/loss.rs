@@ -71,7 +71,7 @@ impl Vbd {
         if !is_promise(request) {
             return false;
         }
-        if is_flush && self.must_wait(index) {
+        if is_flush && self.slots.must_wait(index) {
             return true;
         }
         let untold = if is_flush { self.loss.untold.take() } else { None };

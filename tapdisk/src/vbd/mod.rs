@@ -231,9 +231,6 @@ impl Vbd {
         }
         let Slot { request, door, .. } = self.slots.get(index);
         self.counters.submitted(*door, request.op, request.len);
-        if request.op.is_change() {
-            self.slots.append_change(index);
-        }
         if !self.start_flat(index) {
             self.start_any(index);
         }
@@ -266,15 +263,6 @@ impl Vbd {
             Verdict::Fail(errno) => self.ended(index, Status::Failed(errno)),
             Verdict::Hold => self.slots.move_to(index, Place::Held),
         }
-    }
-
-    /// Whether a flush has to wait for changes before it.
-    fn must_wait(&mut self, index: SlotIndex) -> bool {
-        let waits = self.slots.has_earlier_change(index);
-        if waits {
-            self.slots.move_to(index, Place::AwaitingWrites);
-        }
-        waits
     }
 
     /// Begins a request that has waited.
@@ -398,8 +386,7 @@ impl Vbd {
     /// Begins the flushes that wait for nothing any more, oldest first.
     fn begin_flushes(&mut self) {
         while self.chain.is_some()
-            && let Some(index) = self.slots.first(Place::AwaitingWrites)
-            && !self.slots.has_earlier_change(index)
+            && let Some(index) = self.slots.due_flush()
         {
             self.begin_again(index);
         }

@@ -28,7 +28,7 @@ pub(super) type SlotIndex = u8;
 /// How many slots there are.
 pub(super) const COUNT: usize = 1 << SlotIndex::BITS;
 
-/// Where a slot is, besides the list of changes.
+/// Where a slot is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Place {
     Free,
@@ -61,8 +61,8 @@ pub(super) struct Slot {
     pub(super) due: Now,
     /// Neighbours in the list of its place.
     link: Link,
-    /// Neighbours in the list of changes.
-    change: Link,
+    /// Of a flush that waits: how many changes that came before it have not ended.
+    waits_for: u16,
 }
 
 const FREE: Slot = Slot {
@@ -75,7 +75,7 @@ const FREE: Slot = Slot {
     started: Now(0),
     due: Now(0),
     link: NO_LINK,
-    change: NO_LINK,
+    waits_for: 0,
 };
 
 #[derive(Clone, Copy, Debug)]
@@ -104,8 +104,6 @@ pub(super) struct Slots {
     finished: Row<SlotIndex>,
     /// Of the other places.
     lists: [Ends; PLACES],
-    /// Writes, trims and zeroings that are not answered, oldest first.
-    changes: Ends,
     sequence: u64,
 }
 
@@ -117,7 +115,6 @@ impl Slots {
             running: 0,
             finished: Row::new(COUNT),
             lists: [NO_ENDS; PLACES],
-            changes: NO_ENDS,
             sequence: 0,
         }
     }
@@ -206,22 +203,54 @@ impl Slots {
     pub(super) fn finish(&mut self, index: SlotIndex) {
         let slot = self.get_mut(index);
         let place = std::mem::replace(&mut slot.place, Place::Finished);
-        let is_change = slot.request.op.is_change();
         if place == Place::Running {
             // It is one of them.
             self.running = self.running.wrapping_sub(1);
         } else {
             self.unlink(index, place);
         }
-        if is_change {
-            self.unlink_change(index);
+        if self.count(Place::AwaitingWrites) > 0 {
+            self.tell_flushes(index);
         }
         self.finished.push(index);
     }
 
-    /// Whether a change came before the request in `index` and has not ended.
-    pub(super) fn has_earlier_change(&self, index: SlotIndex) -> bool {
-        self.changes.head.is_some_and(|oldest| self.get(oldest).sequence < self.get(index).sequence)
+    /// Whether the flush in `index` has to wait for changes that came before it and have not ended;
+    /// then it waits for these. Counted when there is a flush: a list of changes would cost each of
+    /// them more than all flushes cost.
+    pub(super) fn must_wait(&mut self, index: SlotIndex) -> bool {
+        let flush = self.get(index).sequence;
+        let is_earlier = |slot: &&Slot| {
+            let has_ended = matches!(slot.place, Place::Free | Place::Finished);
+            !has_ended && slot.request.op.is_change() && slot.sequence < flush
+        };
+        let count = self.slots.iter().filter(is_earlier).count();
+        let waits = count > 0;
+        if waits {
+            self.get_mut(index).waits_for = u16::try_from(count).expect("one for each slot");
+            self.move_to(index, Place::AwaitingWrites);
+        }
+        waits
+    }
+
+    /// The oldest flush that waits, if it has nothing to wait for any more.
+    pub(super) fn due_flush(&self) -> Option<SlotIndex> {
+        self.first(Place::AwaitingWrites).filter(|index| self.get(*index).waits_for == 0)
+    }
+
+    /// A request has ended: flushes that came after it need not wait for it if it is a change.
+    #[inline(never)]
+    fn tell_flushes(&mut self, index: SlotIndex) {
+        let Slot { request, sequence, .. } = self.get(index);
+        let (is_change, sequence) = (request.op.is_change(), *sequence);
+        let mut next = self.first(Place::AwaitingWrites).filter(|_| is_change);
+        while let Some(flush) = next {
+            let flush = self.get_mut(flush);
+            if flush.sequence > sequence {
+                flush.waits_for -= 1;
+            }
+            next = flush.link.next;
+        }
     }
 
     /// Hands every slot that has finished to `each`, oldest first, and frees it; returns how many.
@@ -268,30 +297,6 @@ impl Slots {
             None => list.tail = previous,
         }
     }
-
-    /// The request changes the disk: flushes after it wait for it.
-    pub(super) fn append_change(&mut self, index: SlotIndex) {
-        let previous = self.changes.tail.replace(index);
-        match previous {
-            Some(previous) => self.get_mut(previous).change.next = Some(index),
-            None => self.changes.head = Some(index),
-        }
-        self.changes.count += 1;
-        self.get_mut(index).change = Link { next: None, previous };
-    }
-
-    fn unlink_change(&mut self, index: SlotIndex) {
-        let Link { next, previous } = self.get(index).change;
-        match previous {
-            Some(previous) => self.get_mut(previous).change.next = next,
-            None => self.changes.head = next,
-        }
-        match next {
-            Some(next) => self.get_mut(next).change.previous = previous,
-            None => self.changes.tail = previous,
-        }
-        self.changes.count -= 1;
-    }
 }
 
 #[cfg(test)]
@@ -300,11 +305,7 @@ mod tests {
     use crate::request::{Op, Token};
 
     fn take(slots: &mut Slots, op: Op) -> SlotIndex {
-        let index = slots.take(0, Now(0), |request| request.set(Token::default(), op, (0, 0)));
-        if op.is_change() {
-            slots.append_change(index);
-        }
-        index
+        slots.take(0, Now(0), |request| request.set(Token::default(), op, (0, 0)))
     }
 
     #[test]
@@ -347,29 +348,52 @@ mod tests {
     }
 
     #[test]
-    fn a_flush_sees_only_changes_that_came_before_it() {
+    fn a_flush_waits_only_for_changes_that_came_before_it() {
         let mut slots = Slots::new();
         let before = take(&mut slots, Op::Write);
+        take(&mut slots, Op::Read);
         let flush = take(&mut slots, Op::Flush);
         let after = take(&mut slots, Op::Write);
-        assert!(slots.has_earlier_change(flush));
-        slots.finish(before);
-        assert!(!slots.has_earlier_change(flush));
+        assert!(slots.must_wait(flush));
         slots.finish(after);
-        assert_eq!(slots.changes.count, 0);
+        assert_eq!(slots.due_flush(), None);
+        slots.finish(before);
+        assert_eq!(slots.due_flush(), Some(flush));
     }
 
     #[test]
-    fn changes_settle_in_any_order() {
+    fn a_flush_waits_for_changes_that_are_parked_and_not_for_those_that_have_ended() {
+        let mut slots = Slots::new();
+        let [ended, parked] = [Op::Trim, Op::Write].map(|op| take(&mut slots, op));
+        slots.move_to(parked, Place::Parked);
+        slots.finish(ended);
+        let first = take(&mut slots, Op::Flush);
+        assert!(slots.must_wait(first));
+        slots.finish(parked);
+        assert_eq!(slots.due_flush(), Some(first));
+        let second = take(&mut slots, Op::Flush);
+        assert!(!slots.must_wait(second), "all have ended");
+        slots.free_finished(|_| {});
+        assert!(!slots.must_wait(second), "and are answered");
+    }
+
+    #[test]
+    fn changes_end_in_any_order_and_flushes_begin_in_theirs() {
         let mut slots = Slots::new();
         let writes: Vec<_> = (0..5).map(|_| take(&mut slots, Op::Write)).collect();
         let flush = take(&mut slots, Op::Flush);
+        let last = take(&mut slots, Op::WriteZeroes);
+        let second = take(&mut slots, Op::Flush);
+        assert!(slots.must_wait(flush) && slots.must_wait(second));
+        slots.finish(last);
         for index in [2, 4, 0, 3] {
             slots.finish(writes[index]);
-            assert!(slots.has_earlier_change(flush));
+            assert_eq!(slots.due_flush(), None);
         }
         slots.finish(writes[1]);
-        assert!(!slots.has_earlier_change(flush));
+        assert_eq!(slots.due_flush(), Some(flush));
+        slots.move_to(flush, Place::Running);
+        assert_eq!(slots.due_flush(), Some(second));
     }
 
     #[test]

@@ -15,7 +15,7 @@ use super::{Ground, numbers};
 use crate::Result;
 use crate::{command, wait};
 
-/// Enough for a second of the fastest: how many requests a turn serves changes from moment to moment.
+/// A second of the fastest: how many requests a turn serves changes from moment to moment.
 const REQUESTS: [u64; 2] = [5000, 65_000];
 const LIMIT: Duration = Duration::from_secs(20);
 const TRACEPOINT: &str = "raw_syscalls:sys_enter";

@@ -26,9 +26,8 @@ const ROW_MIN: u32 = 4;
 /// call takes.
 const WRITES_MAX: u32 = 32;
 
-/// The fewest, if that many are possible, and else twice what came the last time: to lay out what
-/// does not come costs half of what it saves.
-const WRITES_MIN: u32 = 16;
+/// The fewest, if that many are possible: a client may have more requests at a time than before.
+const WRITES_MIN: u32 = 4;
 
 /// What is known of a client's row of writes.
 #[derive(Debug)]
@@ -37,8 +36,9 @@ pub(super) struct Ahead {
     len: u32,
     /// How many of them came in a row.
     row: u32,
-    /// How many came with the last receive that was laid out for some.
-    came: u32,
+    /// The most requests that the client has had at a time since the row began. What it has less
+    /// than these may come next; laying out more costs a tenth of what is saved by each that comes.
+    most: u32,
     /// Bytes of the stream that are laid out: requests in the staging buffer, payload in `pages`.
     laid: u32,
     /// Buffers with the payload, in the order of the stream; the last may be filled in part.
@@ -47,7 +47,7 @@ pub(super) struct Ahead {
 
 impl Ahead {
     pub(super) fn new() -> Self {
-        Self { len: 0, row: 0, came: 0, laid: 0, pages: Row::new(WRITES_MAX as usize) }
+        Self { len: 0, row: 0, most: 0, laid: 0, pages: Row::new(WRITES_MAX as usize) }
     }
 
     /// Whether payload lies apart from the requests.
@@ -61,11 +61,17 @@ impl Ahead {
     fn saw_write(&mut self, len: u32) {
         if len == 0 || len > PAGE_SIZE {
             self.row = 0;
-        } else if len == self.len {
+        } else if len == self.len && self.row > 0 {
             self.row = self.row.saturating_add(1);
         } else {
-            (self.len, self.row) = (len, 1);
+            (self.len, self.row, self.most) = (len, 1, 0);
         }
+    }
+
+    /// Takes note that so many requests are under way.
+    #[inline]
+    pub(super) fn saw_under_way(&mut self, count: u16) {
+        self.most = self.most.max(u32::from(count));
     }
 
     /// The payload that was received for a write of so many bytes: its buffer, and how much is
@@ -92,7 +98,7 @@ impl Ahead {
     /// Another client.
     pub(super) fn start_over(&mut self) {
         assert!(self.laid == 0 && self.pages.is_empty(), "what was received is given back");
-        (self.row, self.came) = (0, 0);
+        (self.row, self.most) = (0, 0);
     }
 }
 
@@ -115,12 +121,12 @@ impl Client {
     /// How many writes to lay the next receive out for: with a request each in front, all of them
     /// fit into the staging buffer, should they have to be lined up there.
     pub(super) fn writes_ahead(&self, shared: &Shared) -> u32 {
-        let Ahead { len, row, came, .. } = self.ahead;
+        let Ahead { len, row, most, .. } = self.ahead;
         if row < ROW_MIN || self.drain > 0 || self.end > 0 {
             return 0;
         }
-        let config = &shared.config;
-        let requests = u32::from(config.requests_per_client - self.owed);
+        let (config, owed) = (&shared.config, u32::from(self.owed));
+        let requests = u32::from(config.requests_per_client) - owed;
         let bytes = config.bytes_per_client.saturating_sub(self.held) / len;
         let staging = self.staging.len / (REQUEST_BYTES + len);
         shared
@@ -128,18 +134,16 @@ impl Client {
             .min(requests)
             .min(bytes)
             .min(staging)
-            .min((2 * came).clamp(WRITES_MIN, WRITES_MAX))
+            .min(most.saturating_sub(owed).clamp(WRITES_MIN, WRITES_MAX))
     }
 
     /// Where they go.
     pub(super) fn lay_out(&self, count: u32, shared: &Shared, message: &mut Incoming<'_>) {
         let len = self.ahead.len;
-        for number in 0..count {
-            message.segment(self.staging.part(number * REQUEST_BYTES, REQUEST_BYTES));
-            message.segment(shared.page_ahead(number, len));
-        }
-        let (from, whole) = (count * REQUEST_BYTES, count * (REQUEST_BYTES + len));
-        message.segment(self.staging.part(from, self.staging.len - whole));
+        let (requests, whole) = (count * REQUEST_BYTES, count * (REQUEST_BYTES + len));
+        let pages = shared.pages_ahead(count, len);
+        message.alternate(self.staging.part(0, requests), REQUEST_BYTES, pages);
+        message.segment(self.staging.part(requests, self.staging.len - whole));
     }
 
     /// So many bytes came into what was laid out for `count` writes.
@@ -148,11 +152,11 @@ impl Client {
         let whole = received.min(count * each);
         let (full, part) = (whole / each, whole % each);
         let is_begun = part > REQUEST_BYTES;
-        self.ahead.came = full + u32::from(is_begun);
-        for _ in 0..self.ahead.came {
-            self.ahead.pages.push(shared.take_page(self.ahead.len));
-            self.held += self.ahead.len;
+        let (count, len) = (full + u32::from(is_begun), self.ahead.len);
+        for page in shared.take_pages(count, len) {
+            self.ahead.pages.push(page);
         }
+        self.held += count * len;
         self.ahead.laid = full * each + if is_begun { part } else { 0 };
         self.end = full * REQUEST_BYTES + part.min(REQUEST_BYTES) + (received - whole);
     }

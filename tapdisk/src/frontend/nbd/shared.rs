@@ -134,20 +134,28 @@ impl Shared {
         u32::try_from(count).expect("at most PAGES_KEPT_MAX")
     }
 
-    /// The page that would be taken after `number` others; it may be received into, and belongs to
-    /// nobody before it is taken.
+    /// The pages that would be taken next, `len` bytes of each; they may be received into, and
+    /// belong to nobody before they are taken.
     #[inline]
-    pub(super) fn page_ahead(&self, number: u32, len: u32) -> Segment {
-        let page = self.pages[self.pages.len() - 1 - number as usize];
-        Segment { len, ..page }
+    pub(super) fn pages_ahead(
+        &self,
+        count: u32,
+        len: u32,
+    ) -> impl ExactSizeIterator<Item = Segment> + '_ {
+        let first = self.pages.len() - count as usize;
+        self.pages[first..].iter().rev().map(move |page| Segment { len, ..*page })
     }
 
-    /// Takes a page that is kept.
+    /// Takes pages that are kept: the same, in the same order.
     #[inline]
-    pub(super) fn take_page(&mut self, len: u32) -> Segment {
-        self.buffers += 1;
-        let page = self.pages.pop().expect("the caller asked pages_kept");
-        Segment { len, ..page }
+    pub(super) fn take_pages(
+        &mut self,
+        count: u32,
+        len: u32,
+    ) -> impl Iterator<Item = Segment> + '_ {
+        self.buffers += count;
+        let first = self.pages.len() - count as usize;
+        self.pages.drain(first..).rev().map(move |page| Segment { len, ..page })
     }
 
     /// Takes a request's buffer back.

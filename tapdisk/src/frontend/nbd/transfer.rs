@@ -123,6 +123,7 @@ impl Client {
         let Some(stream) = &self.stream else {
             return Err(Gone::Left);
         };
+        self.ahead.saw_under_way(self.owed);
         let mut message = memory.outgoing();
         self.outbox.fill(&mut message);
         let bytes = message.bytes();
