@@ -77,6 +77,8 @@ pub struct Chain {
     images: Vec<(Box<dyn Image>, u64)>,
     /// When all there is to it is one file whose bytes are the disk's.
     flat: Option<FileId>,
+    /// There are no layers.
+    is_bare: bool,
     /// The leaf has metadata.
     has_metadata: bool,
     /// Its metadata may have something to do.
@@ -101,28 +103,54 @@ impl Chain {
         };
         let mut images: Vec<_> = images.into_iter().map(sized).collect();
         let has_metadata = images[0].0.metadata().is_some();
-        let flat = None;
-        Self { layers, images, flat, has_metadata, is_touched: has_metadata }.find_flat()
+        let (flat, is_bare, is_touched) = (None, false, has_metadata);
+        Self { layers, images, flat, is_bare, has_metadata, is_touched }.find_short_ways()
     }
 
-    fn find_flat(mut self) -> Self {
+    fn find_short_ways(mut self) -> Self {
+        self.is_bare = self.layers.is_empty();
         self.flat = match self.images.as_slice() {
-            [(image, _)] if self.layers.is_empty() => image.flat(),
+            [(image, _)] if self.is_bare => image.flat(),
             _ => None,
         };
         self
     }
 
-    /// The one file whose bytes are the disk's, when there is nothing else to the chain.
-    #[must_use]
-    #[inline]
-    pub fn flat(&self) -> Option<FileId> {
-        self.flat
+    /// Where all of a read or write without FUA is in one file, and how many images above that one
+    /// do not have it; if nothing has to be asked before its I/O and nothing be told after. `None`:
+    /// perhaps, but [`Chain::advance`] has to look closer. Changes nothing that matters: a read may
+    /// be mapped as often as one likes.
+    #[inline(always)]
+    pub fn short(&mut self, slot: usize, request: &Request) -> Option<(FileId, u64, usize)> {
+        if let Some(file) = self.flat {
+            return Some((file, request.offset, 0));
+        }
+        if self.is_bare { self.short_in_images(slot, request) } else { None }
+    }
+
+    #[inline(never)]
+    fn short_in_images(&mut self, slot: usize, request: &Request) -> Option<(FileId, u64, usize)> {
+        let (start, all) = (request.offset, request.len);
+        let (leaf, size) = self.images.first()?;
+        if start + all <= *size
+            && let Some((file, offset)) = leaf.place(start, all)
+        {
+            return Some((file, offset, 0));
+        }
+        if request.op != Op::Read {
+            return None;
+        }
+        match self.map(slot, request, 0) {
+            (index, Mapping::Data { file, offset, len, layer }) if len == all => {
+                Some((file, offset, index + layer))
+            }
+            _ => None,
+        }
     }
 
     /// From now on the end of every request is looked at, also of one that is nothing but an I/O.
     pub fn look_at_ends(&mut self) {
-        self.flat = None;
+        (self.flat, self.is_bare) = (None, false);
     }
 
     /// The leaf's facts: the disk's.
@@ -140,7 +168,7 @@ impl Chain {
     /// The same images under these layers.
     #[must_use]
     pub fn with_layers(self, layers: Vec<Box<dyn Layer>>) -> Self {
-        Self { layers, ..self }.find_flat()
+        Self { layers, ..self }.find_short_ways()
     }
 
     /// How the storage told of a loss since the leaf was opened, where that keeps account of it.

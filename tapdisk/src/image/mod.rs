@@ -114,6 +114,12 @@ pub trait Image: Send {
         false
     }
 
+    /// Where all of a range is in one file, if it can be written there with nothing to be asked
+    /// before and nothing to be told after. `None`: perhaps, but [`Image::map`] has to look closer.
+    fn place(&self, _offset: u64, _len: u64) -> Option<(FileId, u64)> {
+        None
+    }
+
     /// Its metadata, when it has any that changes or has to be read.
     fn metadata(&mut self) -> Option<&mut dyn Metadata> {
         None

@@ -11,11 +11,11 @@
 //!   go on in the next chain.
 
 mod check;
-mod flat;
 mod intake;
 mod loss;
 mod metadata;
 pub mod retry;
+mod short;
 mod slots;
 
 use std::time::Duration;
@@ -231,7 +231,7 @@ impl Vbd {
         }
         let Slot { request, door, .. } = self.slots.get(index);
         self.counters.submitted(*door, request.op, request.len);
-        if !self.start_flat(index) {
+        if !self.start_short(index) {
             self.start_any(index);
         }
     }
@@ -249,6 +249,7 @@ impl Vbd {
     #[inline(always)]
     fn begin(&mut self, index: SlotIndex) {
         let slot = self.slots.get_mut(index);
+        slot.is_short = false;
         slot.status = Status::Done;
         slot.progress = Progress::default();
         if (slot.request.op == Op::Flush || slot.request.fua) && self.cannot_promise(index) {
@@ -307,7 +308,7 @@ impl Vbd {
             completion.tag == tag_of(slot.sequence, index) && slot.progress.parts > 0,
             "a completion belongs to a request that runs"
         );
-        if self.end_flat(index, completion) {
+        if self.end_short(index, completion) {
             return self.finish(index);
         }
         let slot = self.slots.get_mut(index);

@@ -54,6 +54,8 @@ pub(super) struct Slot {
     pub(super) door: u8,
     pub(super) status: Status,
     pub(super) progress: Progress,
+    /// It took the short way: it is one I/O, and nobody but its door is told of its end.
+    pub(super) is_short: bool,
     /// The order in which requests came: tells the uses of a slot apart, too.
     pub(super) sequence: u64,
     pub(super) started: Now,
@@ -71,6 +73,7 @@ const FREE: Slot = Slot {
     door: 0,
     status: Status::Done,
     progress: Progress::NONE,
+    is_short: false,
     sequence: 0,
     started: Now(0),
     due: Now(0),

@@ -183,6 +183,11 @@ impl Image for Vhd {
         self.map_further(slot, op, offset, len)
     }
 
+    fn place(&self, offset: u64, len: u64) -> Option<(FileId, u64)> {
+        let (sector, count) = self.engine.plain(sectors(offset), sectors(len))?;
+        (count == sectors(len)).then(|| (self.leaf, bytes(sector)))
+    }
+
     fn file(&self) -> Option<FileId> {
         Some(self.leaf)
     }
