@@ -227,6 +227,20 @@ fn counts_overlaps_that_are_too_many_to_list() {
     assert_eq!(found[1..], ["998 more blocks clobber each other"]);
 }
 
+/// Of blocks over the headers sixteen are named, however many there are.
+#[test]
+fn names_no_more_than_sixteen_blocks_that_are_where_they_cannot_be() {
+    let block_size = crate::header::BlockSize::new(4096).unwrap();
+    let mut file = Spec { block_size, ..Spec::new(20 * 4096) }.make();
+    for block in 0..20_u64 {
+        put(&mut file, 1536 + block * 4, &1_u32.to_be_bytes());
+    }
+    let options = CheckOptions { ignore_overlap: true, ..CheckOptions::default() };
+    let found = checked(&file, options);
+    let named = found.iter().filter(|finding| finding.contains("clobbers headers"));
+    assert_eq!((named.count(), found.len()), (16, 16), "{found:?}");
+}
+
 #[test]
 fn a_block_may_end_where_a_file_without_a_footer_does() {
     let file = Spec { end: End::Nothing, ..three_blocks() }.make();
