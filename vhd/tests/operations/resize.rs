@@ -1,12 +1,14 @@
 //! Resize and revert.
 
 use vhd::footer::Footer;
+use vhd::image::{Image, LoadOptions};
 use vhd::plan::memory::{MakePlan, Storage};
 use vhd::plan::resize::{resize, resize_in_table, shrink};
 use vhd::plan::revert::revert;
+use vhd::plan::set::set_marker;
 use vhd::plan::{File, Files, Milestone, Plan, Step};
 
-use crate::image::{BLOCK, PARENT_UUID, Spec, crafted_footer, fixed};
+use crate::image::{BLOCK, PARENT_UUID, Spec, crafted_footer, fixed, keyhash};
 use crate::law::{self, image, run};
 use crate::view::{self, View};
 
@@ -388,4 +390,37 @@ fn a_block_right_behind_the_new_metadata_stays() {
     let moved = |step: &&Step| matches!(step, Step::Copy { to: File::Image, .. });
     assert_eq!(recording.steps().iter().find(moved), None);
     assert_eq!(image(&recording.end()), Ok(new));
+}
+
+/// What is in the batmap's header goes along with it: without the hash of its key, an encrypted
+/// disk would be served as it is stored.
+#[test]
+fn a_disk_whose_table_grows_keeps_its_marker_and_its_key() {
+    let mut storage = start(Spec::new(3, &[(2, 0xff), (0, 0x81)]).encrypted().build());
+    let new = image(&storage).unwrap().resized(300 * BLOCK);
+    run(&mut storage, |files| Ok(Box::new(set_marker(files, 77)?))).unwrap();
+    run(&mut storage, grow(300 * BLOCK)).unwrap();
+    assert_eq!(image(&storage), Ok(new));
+    let bytes = storage.bytes(File::Image).unwrap().to_vec();
+    let grown = Image::load(&bytes, LoadOptions::default()).unwrap();
+    let header = grown.batmap_header().unwrap().unwrap();
+    assert_eq!((header.marker, header.keyhash), (77, Some(keyhash(1))));
+}
+
+/// The checksum covers a byte for each 16 MiB, whole sectors: at 8208 MiB one more.
+#[test]
+fn a_batmap_stays_whole_when_its_checksum_covers_more_of_it_and_less() {
+    let [small, large] = [8206 << 20, 8208 << 20];
+    let spec = vhd::testing::Spec { table_entries: 4200, ..vhd::testing::Spec::new(small) };
+    let mut storage = start(spec.make());
+    let covered = |storage: &Storage| {
+        let bytes = storage.bytes(File::Image).unwrap().to_vec();
+        let image = Image::load(&bytes, LoadOptions::default()).unwrap();
+        image.batmap().map(|batmap| batmap.unwrap().map.len())
+    };
+    assert_eq!(covered(&storage), Ok(512));
+    run(&mut storage, |files| Ok(Box::new(resize_in_table(files, large)?))).unwrap();
+    assert_eq!(covered(&storage), Ok(1024));
+    run(&mut storage, |files| Ok(Box::new(shrink(files, small)?))).unwrap();
+    assert_eq!(covered(&storage), Ok(512));
 }
