@@ -190,5 +190,7 @@ fn force_is_another_request_than_close() {
     let server = Server::start(&bench, PID, |_, stream| send(stream, &Response::Close));
     assert_eq!(bench.run(&["close", "-p", P, "-m", "0"]).0, 0);
     assert_eq!(bench.run(&["close", "-fp", P, "-m", "0", "-t", "120"]).0, 0);
-    assert_eq!(server.requests(), [MessageId::Close, MessageId::ForceShutdown]);
+    // After each it looks whether the storage lost something.
+    let (list, force) = (MessageId::List, MessageId::ForceShutdown);
+    assert_eq!(server.requests(), [MessageId::Close, list, force, list]);
 }
