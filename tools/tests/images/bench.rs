@@ -6,6 +6,16 @@ use std::process::{Command, Output, Stdio};
 
 use vhd::testing::Spec;
 
+/// Where a program is.
+pub(crate) fn path_of(program: &str) -> &'static str {
+    match program {
+        "cbt-util" => env!("CARGO_BIN_EXE_cbt-util"),
+        "td-util" => env!("CARGO_BIN_EXE_td-util"),
+        "vhd-util" => env!("CARGO_BIN_EXE_vhd-util"),
+        _ => panic!("there is no program {program}"),
+    }
+}
+
 /// A directory that is removed at the end.
 pub(crate) struct Bench {
     dir: PathBuf,
@@ -38,13 +48,7 @@ impl Bench {
 
     /// A program, in the directory, with nothing on its standard input.
     pub(crate) fn command(&self, program: &str, arguments: &[&str]) -> Command {
-        let path = match program {
-            "cbt-util" => env!("CARGO_BIN_EXE_cbt-util"),
-            "td-util" => env!("CARGO_BIN_EXE_td-util"),
-            "vhd-util" => env!("CARGO_BIN_EXE_vhd-util"),
-            _ => panic!("there is no program {program}"),
-        };
-        let mut command = Command::new(path);
+        let mut command = Command::new(path_of(program));
         command
             .args(arguments)
             .current_dir(&self.dir)

@@ -4,6 +4,7 @@
 //! opens afterwards, or its journal brings it back; and the same command once more does what the
 //! first one should have done.
 
+use std::fs;
 use std::process::Stdio;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -28,6 +29,7 @@ const CALLS: [&str; 9] = [
 
 /// A command, in a directory with a child `c` of a parent `p`.
 struct Case {
+    /// Of vhd-util, or of the program that it begins with.
     command: &'static str,
     /// What is true when it was done.
     done: fn(&Bench),
@@ -55,14 +57,82 @@ fn merged() -> Vec<u8> {
 }
 
 fn shows(bench: &Bench, name: &str) -> Vec<u8> {
-    bench.vhd_ok(&format!("read -n {name} -r 0 -c 8192"))
+    if !ENCRYPTED.contains(&name) {
+        return bench.vhd_ok(&format!("read -n {name} -r 0 -c 8192"));
+    }
+    drop(fs::remove_file(bench.path("plain")));
+    bench.vhd_ok(&format!("convert -n {name} -N plain -O raw -k {KEY}"));
+    bench.read("plain")
 }
 
 fn is_sound(bench: &Bench, name: &str) {
     assert_eq!(bench.vhd_text(&format!("check -b -n {name}")), format!("{name} is valid\n"));
 }
 
-const CASES: [Case; 16] = [
+const KEY: &str = "k,aes-xts-plain,512.key";
+
+/// Images in one key: `e` of the parent `ep`, and `r` of the raw parent `raw`.
+const ENCRYPTED: [&str; 3] = ["e", "ep", "r"];
+
+/// What the cases with a key start from. Both children hold some of what `merged` shows, where
+/// their parents hold something else.
+fn make_encrypted(bench: &Bench) {
+    let names = ["e", "ep", "r", "raw"];
+    let kept = |name: &str| bench.path(&format!("{name}.kept"));
+    if !kept("raw").exists() {
+        for name in names {
+            drop(fs::remove_file(bench.path(name)));
+        }
+        fs::write(bench.path(KEY), [7; 64]).unwrap();
+        let mut both = parent();
+        both.sectors.extend(child().sectors);
+        bench.make("both", &both);
+        fs::write(bench.path("flat"), merged()).unwrap();
+        bench.vhd_ok(&format!("copy -n both -N both.in-key -k {KEY}"));
+        bench.make("older", &parent().with(1, 3, 2));
+        bench.vhd_ok(&format!("copy -n older -N ep -k {KEY}"));
+        bench.vhd_ok("snapshot -n e -p both.in-key");
+        bench.vhd_ok("snapshot -n r -p flat -m");
+        bench.vhd_ok(&format!("key -s -n r -k {KEY}"));
+        bench.vhd_ok(&format!("fill -n e --key={KEY} -b -f 4096 -t 4607"));
+        bench.vhd_ok(&format!("fill -n r --key={KEY} -b -f 0 -t 3"));
+        bench.vhd_ok("modify -n e -p ep");
+        let mut raw = merged();
+        raw[..2 << 20].fill(9);
+        fs::write(bench.path("raw"), raw).unwrap();
+        bench.vhd_ok("modify -n r -p raw -m");
+        assert!(shows(bench, "e") == merged() && shows(bench, "r") == merged());
+        for name in names {
+            fs::copy(bench.path(name), kept(name)).unwrap();
+        }
+    }
+    for name in names {
+        fs::copy(kept(name), bench.path(name)).unwrap();
+    }
+}
+
+/// All blocks of an image are there, and show what they did.
+fn is_full(bench: &Bench, name: &str) {
+    is_sound(bench, name);
+    // The size of a block, in the header.
+    let block = u32::from_be_bytes(*bench.read(name)[512 + 32..].first_chunk().unwrap());
+    let blocks = merged().len() / block as usize;
+    assert_eq!(bench.vhd_text(&format!("query -a -n {name}")), format!("{blocks}\n"));
+    assert!(shows(bench, name) == merged());
+}
+
+/// A program and its arguments.
+fn words(command: &str) -> (&str, Vec<&str>) {
+    let mut words: Vec<&str> = command.split_whitespace().collect();
+    let program = if command.starts_with("cbt-util") { words.remove(0) } else { "vhd-util" };
+    (program, words)
+}
+
+fn log(bench: &Bench, field: &str) -> Vec<u8> {
+    bench.ok("cbt-util", &["get", "-n", "log", field])
+}
+
+const CASES: [Case; 23] = [
     Case { command: "create -n new -s 4", done: |bench| is_sound(bench, "new"), image: None },
     Case {
         command: "snapshot -n new -p p",
@@ -152,16 +222,66 @@ const CASES: [Case; 16] = [
         done: |bench| assert!(bench.vhd_text("key -p -n empty").contains(" 00112233")),
         image: None,
     },
+    Case {
+        command: "fill -n e --key=k,aes-xts-plain,512.key",
+        done: |bench| is_full(bench, "e"),
+        image: Some("e"),
+    },
+    Case {
+        command: "fill -n r --key=k,aes-xts-plain,512.key",
+        done: |bench| is_full(bench, "r"),
+        image: Some("r"),
+    },
+    Case {
+        command: "coalesce -n e --key=k,aes-xts-plain,512.key",
+        done: |bench| {
+            is_sound(bench, "ep");
+            assert!(shows(bench, "ep") == merged());
+        },
+        image: Some("e"),
+    },
+    Case {
+        command: "coalesce -n r --key=k,aes-xts-plain,512.key",
+        done: |bench| assert!(bench.read("raw") == merged()),
+        image: Some("r"),
+    },
+    Case {
+        command: "cbt-util create -n log -s 2097152",
+        done: |bench| {
+            assert_eq!((log(bench, "-s"), log(bench, "-b")), (b"2097152\n".into(), vec![0; 4]));
+        },
+        image: None,
+    },
+    Case {
+        command: "cbt-util set -n log -f 1 -s 2097152",
+        done: |bench| {
+            assert_eq!((log(bench, "-f"), log(bench, "-s")), (b"1\n".into(), b"2097152\n".into()));
+            assert_eq!(log(bench, "-b"), [6, 0, 0, 0]);
+        },
+        image: None,
+    },
+    Case {
+        command: "cbt-util coalesce -p older -c log",
+        done: |bench| assert_eq!(log(bench, "-b"), [7, 5]),
+        image: None,
+    },
 ];
 
 /// The directory as it was before a command.
 fn reset(bench: &Bench, command: &str) {
     for name in ["new", "j"] {
-        drop(std::fs::remove_file(bench.path(name)));
+        drop(fs::remove_file(bench.path(name)));
     }
     bench.make("p", &parent());
     bench.make("c", &child());
     bench.make("empty", &Spec::new(4 << 20));
+    // Logs of 16 blocks.
+    let header = [&[0; 40], &1_048_576_u64.to_le_bytes()[..]].concat();
+    fs::write(bench.path("older"), [&header, &[5, 5][..]].concat()).unwrap();
+    fs::write(bench.path("log"), [&header, &[6, 0][..]].concat()).unwrap();
+    if command.contains("--key=") {
+        make_encrypted(bench);
+    }
     if command.starts_with("revert") {
         // A resize that was interrupted.
         let mut resize = bench.command("vhd-util", &["resize", "-n", "c", "-s", "600", "-j", "j"]);
@@ -177,12 +297,13 @@ fn run(bench: &Bench, command: &str, call: &str, errno: &str, number: u32) -> (i
         vec!["-qq".to_owned(), "-f".into(), "-o".into(), bench.path("trace").display().to_string()];
     let inject = format!("inject={call}:error={errno}:when={number}");
     arguments.extend(["-e".into(), format!("trace={call}"), "-e".into(), inject]);
-    arguments.push(env!("CARGO_BIN_EXE_vhd-util").into());
-    arguments.extend(command.split_whitespace().map(ToOwned::to_owned));
+    let (program, words) = words(command);
+    arguments.push(crate::bench::path_of(program).into());
+    arguments.extend(words.into_iter().map(ToOwned::to_owned));
     let mut strace = std::process::Command::new("strace");
     let strace = strace.args(&arguments).current_dir(bench).stdin(Stdio::null());
     let output = strace.stdout(Stdio::null()).stderr(Stdio::null()).status().unwrap();
-    let trace = std::fs::read_to_string(bench.path("trace")).unwrap();
+    let trace = fs::read_to_string(bench.path("trace")).unwrap();
     (output.code().expect("it died of a signal"), trace.contains("(INJECTED)"))
 }
 
@@ -213,11 +334,10 @@ fn can_be_done_again(bench: &Bench, case: &Case, what: &str) {
         command = "query -v -n new";
     }
     if let Some(image) = case.image.filter(|_| !command.starts_with("revert")) {
-        let shown = bench.vhd(&format!("read -n {image} -r 0 -c 8192"));
-        assert_eq!(shown.0, 0, "{what}: {}", shown.1);
         assert!(shows(bench, image) == merged(), "{what}: the data changed");
     }
-    bench.vhd_ok(command);
+    let (program, words) = words(command);
+    bench.ok(program, &words);
     (case.done)(bench);
 }
 
