@@ -159,6 +159,9 @@ mod tests {
         set(&mut map, 0, true);
         set(&mut map, 15, true);
         assert_eq!(map, [0x80, 1]);
+        // What is set already stays so.
+        set(&mut map, 0, true);
+        assert_eq!(map, [0x80, 1]);
         set(&mut map, 0, false);
         assert_eq!(map, [0, 1]);
     }

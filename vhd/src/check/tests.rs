@@ -487,3 +487,23 @@ fn a_full_disk_of_many_blocks_is_checked_without_reading_their_bitmaps() {
         report.findings
     );
 }
+
+/// 8,388,608 entries: of blocks of 512 bytes, a disk of 4 GiB.
+#[test]
+fn the_largest_table_is_checked_and_no_larger_one() {
+    for (blocks, is_fine) in [(bat::ENTRIES_MAX, true), (bat::ENTRIES_MAX + 1, false)] {
+        let block_size = crate::header::BlockSize::new(512).unwrap();
+        let spec = Spec { creator: Creator::Qemu, block_size, ..Spec::new(1 << 20) };
+        let mut file = spec.make();
+        file.truncate(1536);
+        let mut footer = spec.footer();
+        footer.current_size = u64::from(blocks) * 512;
+        let header = crate::header::Header::new(1536, blocks, block_size);
+        put(&mut file, 0, &footer.emit());
+        put(&mut file, 512, &header.emit());
+        file.resize(1536 + usize::try_from(bat::size_on_disk(blocks)).unwrap(), 0xff);
+        file.extend(footer.emit());
+        let found = findings(&file);
+        assert_eq!(found.is_empty(), is_fine, "{found:?}");
+    }
+}

@@ -343,4 +343,16 @@ mod tests {
         let error = entries(&bytes).unwrap_err();
         assert!(matches!(error.kind(), ErrorKind::Field { found: 9, .. }), "{error}");
     }
+    #[test]
+    fn as_many_entries_and_data_as_are_possible_are_looked_for() {
+        let mut header = read_header(&journal(&[])).unwrap();
+        header.data_entries = ENTRIES_MAX;
+        let error = read_entries(&Vec::new(), &header).unwrap_err();
+        assert!(!matches!(error.kind(), ErrorKind::TooLarge { .. }), "{error}");
+        let mut bytes = journal(&[(EntryType::Data, 0, &[])]);
+        // The largest table has 32 MiB.
+        put(&mut bytes, 512 + 12, &(32_u32 << 20).to_be_bytes());
+        let error = entries(&bytes).unwrap_err();
+        assert!(matches!(error.kind(), ErrorKind::Truncated { wanted: 0x200_0000, .. }), "{error}");
+    }
 }

@@ -1,7 +1,9 @@
 //! Resize and revert.
 
 use vhd::footer::Footer;
+use vhd::header::Header;
 use vhd::image::{Image, LoadOptions};
+use vhd::locator::{self, Locator, Platform};
 use vhd::plan::memory::{MakePlan, Storage};
 use vhd::plan::resize::{resize, resize_in_table, shrink};
 use vhd::plan::revert::revert;
@@ -423,4 +425,106 @@ fn a_batmap_stays_whole_when_its_checksum_covers_more_of_it_and_less() {
     assert_eq!(covered(&storage), Ok(1024));
     run(&mut storage, |files| Ok(Box::new(shrink(files, small)?))).unwrap();
     assert_eq!(covered(&storage), Ok(512));
+}
+
+/// An image of the parts of another creator: header at 4096, table at 8192, blocks behind it.
+fn of_microsoft() -> vhd::testing::Spec {
+    let creator = vhd::testing::Creator::Microsoft;
+    let block_size = vhd::header::BlockSize::new(4096).expect("a power of two");
+    let parent = Some((PARENT_UUID, "./parent.vhd".to_owned()));
+    let spec = vhd::testing::Spec::new(3 * BLOCK).with(0, 8, 1).with(17, 2, 2);
+    vhd::testing::Spec { creator, block_size, parent, ..spec }
+}
+
+/// With one more locator, in its last entry.
+fn with_locator(mut bytes: Vec<u8>, header_at: usize, locator: Locator) -> Vec<u8> {
+    let place = &mut bytes[header_at..header_at + 1024];
+    let mut header =
+        Header::parse(place[..].first_chunk().expect("a header")).expect("a whole one");
+    header.locators[7] = locator;
+    place.copy_from_slice(&header.emit());
+    bytes
+}
+
+fn locators(storage: &Storage) -> [Locator; 8] {
+    let bytes = storage.bytes(File::Image).expect("it is there").to_vec();
+    let image = Image::load(&bytes, LoadOptions::default()).expect("it was made well");
+    image.header().expect("a dynamic one").locators
+}
+
+#[test]
+fn a_locator_in_front_of_the_table_stays_where_it_is_and_others_go_behind_it() {
+    let text = locator::encode(Platform::MacX, "./parent.vhd");
+    let length = u32::try_from(text.len()).unwrap();
+    let front = Locator { platform: Platform::MacX, space: 512, length, reserved: 0, offset: 6144 };
+    let mut bytes = with_locator(of_microsoft().make(), 4096, front);
+    bytes[6144..6144 + text.len()].copy_from_slice(&text);
+    let mut storage = start(bytes);
+    let new = image(&storage).unwrap().resized(300 * BLOCK);
+    let before = locators(&storage);
+    run(&mut storage, grow(300 * BLOCK)).unwrap();
+    assert_eq!(image(&storage), Ok(new));
+    let after = locators(&storage);
+    assert_eq!(after[7], front);
+    // A table of 300 entries has three sectors.
+    for (one, other) in before.iter().zip(&after).filter(|(one, _)| one.offset > 8192) {
+        assert!(other.offset >= 8192 + 3 * 512 && other.length == one.length, "{other:?}");
+    }
+    assert_eq!(&storage.bytes(File::Image).unwrap()[6144..][..text.len()], text);
+}
+
+#[test]
+fn a_header_behind_its_table_is_in_the_way_of_a_table_that_grows() {
+    let mut bytes = Spec { slack: 1024, ..Spec::new(3, &[(2, 0xff)]) }.build();
+    let end = bytes.len() - 512;
+    bytes.copy_within(512..1536, end - 1024);
+    let mut footer = Footer::parse(bytes[..512].try_into().unwrap()).unwrap();
+    footer.data_offset = u64::try_from(end - 1024).unwrap();
+    bytes[..512].copy_from_slice(&footer.emit());
+    bytes[end..].copy_from_slice(&footer.emit());
+    let mut storage = start(bytes);
+    let before = storage.clone();
+    let error = run(&mut storage, grow(300 * BLOCK)).unwrap_err();
+    assert_eq!(error.errno(), 22);
+    assert!(error.to_string().contains("offset of the header"), "{error}");
+    assert_eq!(storage, before);
+}
+
+#[test]
+fn the_largest_text_of_a_locator_is_moved_and_no_larger_one() {
+    for (space, is_fine) in [(1 << 16, true), ((1 << 16) + 512, false)] {
+        let spec = Spec { slack: u64::from(space), ..Spec::new(3, &[(2, 0xff)]).child() };
+        let bytes = spec.build();
+        let offset = u64::try_from(bytes.len()).unwrap() - 512 - u64::from(space);
+        let large = Locator { platform: Platform::MacX, space, length: 9, reserved: 0, offset };
+        let mut bytes = with_locator(bytes, 512, large);
+        bytes[usize::try_from(offset).unwrap()..][..9].copy_from_slice(b"file://ab");
+        let mut storage = start(bytes);
+        let before = storage.clone();
+        let result = run(&mut storage, grow(300 * BLOCK));
+        assert_eq!(result.is_ok(), is_fine, "{space}: {result:?}");
+        if is_fine {
+            let moved = usize::try_from(locators(&storage)[7].offset).unwrap();
+            assert_eq!(&storage.bytes(File::Image).unwrap()[moved..][..9], b"file://ab");
+        } else {
+            assert_eq!(storage, before);
+        }
+    }
+}
+
+#[test]
+fn a_batmap_in_which_nothing_changes_is_not_written() {
+    let start = start(Spec { entries: 9, ..Spec::new(5, &[(0, 0xff)]) }.build());
+    for size in [5, 9] {
+        let make = |files: &dyn Files| -> vhd::Result<Box<dyn Plan>> {
+            Ok(Box::new(resize_in_table(files, size * BLOCK)?))
+        };
+        let recording = law::record(&start, &make);
+        let places = recording.steps().iter().filter_map(|step| match step {
+            Step::Write { offset, .. } => Some(*offset),
+            _ => None,
+        });
+        // Footers only.
+        assert!(places.into_iter().all(|offset| offset == 0 || offset > 3072), "{size} blocks");
+    }
 }
