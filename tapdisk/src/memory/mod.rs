@@ -20,7 +20,7 @@ mod message;
 use std::io;
 use std::mem::ManuallyDrop;
 
-use memmap2::{MmapMut, MmapRaw};
+use memmap2::{Advice, MmapMut, MmapRaw};
 
 use buddy::Buddy;
 pub use message::{Incoming, Outgoing, PIECES_MAX};
@@ -28,6 +28,9 @@ use message::{Iovecs, NO_IOVECS};
 
 /// Bytes in a page: what direct I/O and the ring work in.
 pub const PAGE_SIZE: u32 = 4096;
+
+/// Bytes in a huge page, and what the arena starts at a multiple of.
+const HUGE_PAGE_BYTES: usize = 2 << 20;
 
 /// Whose memory a segment lies in.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -131,9 +134,14 @@ impl Memory {
     pub fn new(bytes: usize) -> io::Result<Self> {
         let bytes = bytes.next_power_of_two().max(PAGE_SIZE as usize);
         let len = bytes + PAGE_SIZE as usize;
-        let mapping = MmapRaw::from(MmapMut::map_anon(len)?);
+        // What is in front of the first multiple is never touched, so it is address space alone.
+        let mapping = MmapRaw::from(MmapMut::map_anon(len + HUGE_PAGE_BYTES)?);
+        let start = mapping.as_mut_ptr();
+        let skipped = start.addr().next_multiple_of(HUGE_PAGE_BYTES) - start.addr();
+        // SAFETY: below the size of a huge page, by which the mapping is longer than `len`.
+        let base = unsafe { start.add(skipped) };
         let mut regions = [NO_REGION; REGIONS];
-        regions[RegionId::Arena as usize] = Region { base: mapping.as_mut_ptr(), len };
+        regions[RegionId::Arena as usize] = Region { base, len };
         Ok(Self {
             regions,
             buddy: Buddy::new(bytes / PAGE_SIZE as usize),
@@ -168,6 +176,19 @@ impl Memory {
     pub unsafe fn set_ring(&mut self, ring: Option<(*mut u8, usize)>) {
         self.regions[RegionId::Ring as usize] =
             ring.map_or(NO_REGION, |(base, len)| Region { base, len });
+    }
+
+    /// Asks for huge pages for the arena, from now on, where the kernel has them to spare. Storage
+    /// takes a buffer as so many pieces as it has runs of memory: one in a huge page, one for each
+    /// 4 KiB otherwise. In exchange the first byte that is touched takes all of its huge page, so
+    /// a disk whose data lies elsewhere does not ask.
+    pub fn prefer_huge_pages(&self) {
+        let arena = self.regions[RegionId::Arena as usize];
+        let skipped = arena.base.addr() - self.mapping.as_mut_ptr().addr();
+        // Without the spare page at the end, which is not worth another one.
+        let len = arena.len - PAGE_SIZE as usize;
+        // A kernel without huge pages says EINVAL: then all is as it was.
+        let _ = self.mapping.advise_range(Advice::HugePage, skipped, len);
     }
 
     /// Leaves the arena mapped for ever: for a teardown with I/O that does not come back.
@@ -403,6 +424,39 @@ mod tests {
         let spare = memory.allocate_spare(4096).unwrap();
         taken.into_iter().chain([spare]).for_each(|segment| memory.free(segment));
         assert_eq!(memory.free_bytes(), 8192);
+    }
+
+    /// Whether the kernel was asked for huge pages where this address is.
+    fn is_asked_for_huge_pages(address: usize) -> bool {
+        let smaps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+        let mut is_here = false;
+        smaps.lines().any(|line| {
+            let range = line.split_once(' ').and_then(|(range, _)| range.split_once('-'));
+            let number = |text| usize::from_str_radix(text, 16).ok();
+            if let Some((Some(start), Some(end))) =
+                range.map(|(start, end)| (number(start), number(end)))
+            {
+                is_here = (start..end).contains(&address);
+            }
+            is_here && line.starts_with("VmFlags:") && line.split(' ').any(|flag| flag == "hg")
+        })
+    }
+
+    #[test]
+    fn the_arena_can_be_huge_pages_and_is_not_unless_asked() {
+        let memory = Memory::new(4 << 20).unwrap();
+        let Region { base, len } = memory.regions[RegionId::Arena as usize];
+        assert_eq!(len, (4 << 20) + 4096);
+        assert!(base.addr().is_multiple_of(HUGE_PAGE_BYTES), "{base:?}");
+        let last = base.addr() + len - 4097;
+        assert!(!is_asked_for_huge_pages(base.addr()) && !is_asked_for_huge_pages(last));
+        memory.prefer_huge_pages();
+        if !std::path::Path::new("/sys/kernel/mm/transparent_hugepage").exists() {
+            eprintln!("skipped: this kernel has no huge pages");
+            return;
+        }
+        assert!(is_asked_for_huge_pages(base.addr()) && is_asked_for_huge_pages(last));
+        assert!(!is_asked_for_huge_pages(last + 1), "not for the spare page");
     }
 
     #[test]

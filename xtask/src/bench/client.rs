@@ -12,6 +12,12 @@ use crate::command;
 /// The client's processor; the servers have 0.
 const PROCESSOR: u32 = 1;
 
+/// How much of the image small requests are spread over.
+const RANDOM_BYTES: u64 = 256 << 20;
+
+/// Of a pattern whose amount is a time.
+const SECONDS: u32 = 2;
+
 /// How the disk is used.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Pattern {
@@ -22,7 +28,7 @@ pub(super) struct Pattern {
     pub(super) block: u32,
     depth: u32,
     /// How much of the disk is used, in bytes.
-    bytes: u64,
+    pub(super) bytes: u64,
     /// Whether a small request's rate is of interest, or the bytes.
     pub(super) is_small: bool,
     pub(super) is_read: bool,
@@ -30,14 +36,30 @@ pub(super) struct Pattern {
 
 const fn pattern(name: &'static str, direction: &'static str, kib: u32, depth: u32) -> Pattern {
     let is_read = direction.as_bytes()[direction.len() - 1] == b'd';
-    let block = kib << 10;
-    Pattern { name, direction, block, depth, bytes: IMAGE_BYTES, is_small: kib == 4, is_read }
+    let (block, is_small) = (kib << 10, kib == 4);
+    let bytes = if is_small { RANDOM_BYTES } else { IMAGE_BYTES };
+    Pattern { name, direction, block, depth, bytes, is_small, is_read }
 }
 
 impl Pattern {
     /// The same over so much of a disk.
     pub(super) const fn over(self, bytes: u64) -> Self {
         Self { bytes, ..self }
+    }
+
+    /// Whether no byte is read twice: what a server cached does not help it then, what it reads
+    /// ahead does.
+    pub(super) const fn reads_once(self) -> bool {
+        self.is_read && !self.is_small
+    }
+
+    /// How much of it makes a rate.
+    pub(super) fn amount(self) -> Amount {
+        if self.reads_once() {
+            Amount::Requests(self.bytes / u64::from(self.block))
+        } else {
+            Amount::Seconds(SECONDS)
+        }
     }
 }
 
@@ -174,6 +196,17 @@ mod tests {
     fn a_failed_job_is_no_measurement() {
         assert!(parse(&TEXT.replace("\"error\": 0", "\"error\": 5"), true).is_err());
         assert!(parse("nothing", true).is_err());
+    }
+
+    #[test]
+    fn large_reads_end_where_they_would_begin_again() {
+        for pattern in PATTERNS.iter().filter(|pattern| pattern.reads_once()) {
+            let Amount::Requests(requests) = pattern.amount() else {
+                panic!("{} has no end", pattern.name);
+            };
+            assert_eq!(requests * u64::from(pattern.block), IMAGE_BYTES, "{}", pattern.name);
+        }
+        assert_eq!(PATTERNS.iter().filter(|pattern| pattern.reads_once()).count(), 2);
     }
 
     #[test]

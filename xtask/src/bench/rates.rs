@@ -3,14 +3,11 @@
 //! In each round every server serves the pattern once, in an order that turns from round to round,
 //! so that a busy minute hits all of them.
 
-use super::client::{self, Amount, PATTERNS, Pattern};
+use super::client::{self, PATTERNS, Pattern};
 use super::numbers::{Spread, float, verdict};
 use super::servers::{Kind, Server};
 use super::{Ground, Image};
 use crate::Result;
-
-/// Of each pattern, server and round.
-const SECONDS: u32 = 2;
 
 /// What the rounds of one server gave.
 #[derive(Default)]
@@ -65,7 +62,7 @@ fn once(ground: &mut Ground, kind: Kind, pattern: &Pattern) -> Result<(f64, f64)
     ground.drop_cache()?;
     let server = Server::start(ground, kind, &[])?;
     let before = server.cpu_seconds()?;
-    let report = client::run(ground, &server.socket, pattern, Amount::Seconds(SECONDS))?;
+    let report = client::run(ground, &server.socket, pattern, pattern.amount())?;
     let used = server.cpu_seconds()? - before;
     server.stop()?;
     Ok((report.requests_per_second, used * 1e6 / float(report.requests)))
@@ -81,7 +78,7 @@ fn print(pattern: &Pattern, contestants: &[Contestant], columns: Vec<Column>) {
         };
         let range = format!("({:.1} to {:.1})", rate.min * factor, rate.max * factor);
         let ratio = match first {
-            _ if !contestant.kind.is_peer_in(pattern.is_read) => "page cache".to_owned(),
+            _ if !contestant.kind.is_peer_in(pattern) => "page cache".to_owned(),
             Some(first) => {
                 let ratio = first / rate.median;
                 format!("{ratio:.2} {}", verdict(ratio))

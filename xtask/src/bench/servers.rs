@@ -7,6 +7,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use super::Ground;
+use super::client::Pattern;
 use crate::Result;
 use crate::{command, wait};
 
@@ -54,10 +55,10 @@ impl Kind {
     }
 
     /// Whether it goes to the disk for each request, as the others do.
-    pub(super) fn is_peer_in(self, is_read: bool) -> bool {
+    pub(super) fn is_peer_in(self, pattern: &Pattern) -> bool {
         match self {
-            Self::Nbdkit => false,
-            Self::NbdkitUncached => is_read,
+            Self::Nbdkit => pattern.reads_once(),
+            Self::NbdkitUncached => pattern.is_read,
             _ => true,
         }
     }

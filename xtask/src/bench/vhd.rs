@@ -13,7 +13,7 @@ use super::numbers::{Spread, float};
 use super::rates::{self, Contestant};
 use super::servers::{Kind, Server};
 use super::syscalls::{self, Counter};
-use super::{Ground, IMAGE_BYTES, Image, callgrind};
+use super::{Ground, Image, callgrind};
 use crate::Result;
 use crate::{command, wait};
 
@@ -83,7 +83,7 @@ fn chain(ground: &mut Ground, base: &Image, depth: u64) -> Result<Image> {
         top = Image { path, is_vhd: true };
         ground.image = top.clone();
         let server = Server::start(ground, Kind::Ours, &[])?;
-        let requests = IMAGE_BYTES / u64::from(RANDOM_WRITE.block) / depth;
+        let requests = RANDOM_WRITE.bytes / u64::from(RANDOM_WRITE.block) / depth;
         client::run(ground, &server.socket, &RANDOM_WRITE, Amount::Requests(requests))?;
         server.stop()?;
     }
@@ -198,7 +198,7 @@ fn snapshots(ground: &mut Ground, base: &Image) -> Result<()> {
 
 /// Whether the child, which was empty, holds many blocks.
 fn is_under_load(child: &Path) -> bool {
-    fs::metadata(child).is_ok_and(|found| found.len() > IMAGE_BYTES / 4)
+    fs::metadata(child).is_ok_and(|found| found.len() > RANDOM_WRITE.bytes / 4)
 }
 
 /// What a process with a large disk has in memory after writes all over it, and with a second one.

@@ -292,7 +292,9 @@ impl NbdDoor {
         }
         // Without a place, or when epoll fails, the peer sees its connection closed.
         let taken = self.vacant().is_some_and(|place| self.open(place, stream).is_ok());
-        if !taken {
+        if taken {
+            memory.prefer_huge_pages();
+        } else {
             self.shared.stats.faults += 1;
         }
     }
