@@ -77,6 +77,8 @@ pub struct Chain {
     images: Vec<(Box<dyn Image>, u64)>,
     /// When all there is to it is one file whose bytes are the disk's.
     flat: Option<FileId>,
+    /// The leaf's file, when there are no layers.
+    bare: Option<FileId>,
     /// There are no layers.
     is_bare: bool,
     /// The leaf has metadata.
@@ -103,12 +105,13 @@ impl Chain {
         };
         let mut images: Vec<_> = images.into_iter().map(sized).collect();
         let has_metadata = images[0].0.metadata().is_some();
-        let (flat, is_bare, is_touched) = (None, false, has_metadata);
-        Self { layers, images, flat, is_bare, has_metadata, is_touched }.find_short_ways()
+        let (flat, bare, is_bare, is_touched) = (None, None, false, has_metadata);
+        Self { layers, images, flat, bare, is_bare, has_metadata, is_touched }.find_short_ways()
     }
 
     fn find_short_ways(mut self) -> Self {
         self.is_bare = self.layers.is_empty();
+        self.bare = if self.is_bare { self.leaf_file() } else { None };
         self.flat = match self.images.as_slice() {
             [(image, _)] if self.is_bare => image.flat(),
             _ => None,
@@ -117,7 +120,8 @@ impl Chain {
     }
 
     /// Where all of a read or write without FUA is in one file, and how many images above that one
-    /// do not have it; if nothing has to be asked before its I/O and nothing be told after. `None`:
+    /// do not have it; if nothing has to be asked before its I/O and nothing be told after. The
+    /// request is of whole sectors inside the disk. `None`:
     /// perhaps, but [`Chain::advance`] has to look closer. Changes nothing that matters: a read may
     /// be mapped as often as one likes.
     #[inline(always)]
@@ -125,23 +129,21 @@ impl Chain {
         if let Some(file) = self.flat {
             return Some((file, request.offset, 0));
         }
+        if let (Some(file), Some((leaf, _))) = (self.bare, self.images.first())
+            && let Some(offset) = leaf.place(request.offset, request.len)
+        {
+            return Some((file, offset, 0));
+        }
         if self.is_bare { self.short_in_images(slot, request) } else { None }
     }
 
     #[inline(never)]
     fn short_in_images(&mut self, slot: usize, request: &Request) -> Option<(FileId, u64, usize)> {
-        let (start, all) = (request.offset, request.len);
-        let (leaf, size) = self.images.first()?;
-        if start + all <= *size
-            && let Some((file, offset)) = leaf.place(start, all)
-        {
-            return Some((file, offset, 0));
-        }
         if request.op != Op::Read {
             return None;
         }
         match self.map(slot, request, 0) {
-            (index, Mapping::Data { file, offset, len, layer }) if len == all => {
+            (index, Mapping::Data { file, offset, len, layer }) if len == request.len => {
                 Some((file, offset, index + layer))
             }
             _ => None,
@@ -150,7 +152,7 @@ impl Chain {
 
     /// From now on the end of every request is looked at, also of one that is nothing but an I/O.
     pub fn look_at_ends(&mut self) {
-        (self.flat, self.is_bare) = (None, false);
+        (self.flat, self.bare, self.is_bare) = (None, None, false);
     }
 
     /// The leaf's facts: the disk's.

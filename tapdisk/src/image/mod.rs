@@ -114,9 +114,10 @@ pub trait Image: Send {
         false
     }
 
-    /// Where all of a range is in one file, if it can be written there with nothing to be asked
-    /// before and nothing to be told after. `None`: perhaps, but [`Image::map`] has to look closer.
-    fn place(&self, _offset: u64, _len: u64) -> Option<(FileId, u64)> {
+    /// Where in its [`Image::file`] all of a range is, of whole sectors inside the disk, if it can
+    /// be written there with nothing to be asked before and nothing to be told after. `None`:
+    /// perhaps, but [`Image::map`] has to look closer.
+    fn place(&self, _offset: u64, _len: u64) -> Option<u64> {
         None
     }
 

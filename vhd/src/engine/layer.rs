@@ -77,6 +77,10 @@ pub(super) struct Layer {
     pub(super) file_sectors: u64,
     /// Sectors of a block, as a power of two.
     pub(super) shift: u32,
+    /// Sectors of a block.
+    pub(super) block_sectors: u64,
+    /// The bits of a sector's number that say where in its block it is.
+    pub(super) inside_block: u64,
     /// Empty when its sectors lie in the file as on the disk.
     pub(super) table: Vec<Block>,
 }
@@ -86,7 +90,8 @@ impl Layer {
         setup.check()?;
         let (size, file_sectors) = (setup.size_sectors, setup.file_sectors);
         let LayerFormat::Blocks { block_sectors, bat, whole, .. } = &setup.format else {
-            return Ok(Self { size, file_sectors, shift: 0, table: Vec::new() });
+            let (shift, block_sectors, inside_block, table) = (0, 1, 0, Vec::new());
+            return Ok(Self { size, file_sectors, shift, block_sectors, inside_block, table });
         };
         let mut table = vec![Block::default(); bat.len()];
         for (index, entry) in setup.used() {
@@ -95,7 +100,9 @@ impl Layer {
             let known = if is_whole { Known::Whole } else { Known::Nothing };
             table[index] = Block::new(entry, known);
         }
-        Ok(Self { size, file_sectors, shift: block_sectors.trailing_zeros(), table })
+        let (shift, block_sectors) = (block_sectors.trailing_zeros(), u64::from(*block_sectors));
+        let inside_block = block_sectors - 1;
+        Ok(Self { size, file_sectors, shift, block_sectors, inside_block, table })
     }
 
     pub(super) fn is_flat(&self) -> bool {
@@ -109,8 +116,8 @@ impl Layer {
     /// The block of a sector, the sector inside it, and how many of `count` sectors are in it.
     #[inline]
     pub(super) fn split(&self, sector: u64, count: u64) -> (usize, u32, u64) {
-        let within = sector & ((1 << self.shift) - 1);
-        let left = (1 << self.shift) - within;
+        let within = sector & self.inside_block;
+        let left = self.block_sectors - within;
         let block = usize::try_from(sector >> self.shift).expect("64 bits");
         (block, within as u32, count.min(left))
     }

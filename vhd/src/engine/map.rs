@@ -13,21 +13,21 @@ use super::{Answer, ClaimId, Engine, Errno, Load, Op, Rule};
 const STATUS_BLOCKS_MAX: u32 = 1 << 16;
 
 impl Engine {
-    /// Where the start of a run is that is read or written, and how much of the run, in a block of
-    /// the leaf that is whole and does not change: the short way of most requests on a disk that is
-    /// full. `None` when [`Engine::map`] has to look closer.
+    /// Where a run is that is read or written, if all of it is in one block of the leaf that is
+    /// whole and does not change: the short way of most requests on a disk that is full. `None`
+    /// when [`Engine::map`] has to look closer.
     #[must_use]
     #[inline(always)]
-    pub fn plain(&self, sector: u64, count: u64) -> Option<(u64, u64)> {
+    pub fn plain(&self, sector: u64, count: u64) -> Option<u64> {
         let leaf = self.layers.first()?;
-        let block = leaf.table.get(usize::try_from(sector >> leaf.shift).ok()?)?;
-        if !block.is_plain() {
-            return None;
-        }
-        let within = sector & ((1 << leaf.shift) - 1);
-        let count = count.min((1 << leaf.shift) - within);
+        // As `>>`, without a check each time: a shift is that of a block's size.
+        let block = leaf.table.get(usize::try_from(sector.wrapping_shr(leaf.shift)).ok()?)?;
+        let within = sector & leaf.inside_block;
         let data = u64::from(block.place()) + 1 + within;
-        (data + count <= leaf.file_sectors).then_some((data, count))
+        let is_here = block.is_plain()
+            && within + count <= leaf.block_sectors
+            && data + count <= leaf.file_sectors;
+        is_here.then_some(data)
     }
 
     /// Where the run is that starts at `sector` and has `count` sectors, all inside the disk.
@@ -40,7 +40,7 @@ impl Engine {
             return Answer::Data { layer: 0, sector, count };
         }
         if matches!(op, Op::Read | Op::Write)
-            && let Some((sector, count)) = self.plain(sector, count)
+            && let Some(sector) = self.plain(sector, count)
         {
             return Answer::Data { layer: 0, sector, count };
         }

@@ -171,21 +171,15 @@ impl Image for Vhd {
     #[inline]
     fn map(&mut self, slot: usize, op: Op, offset: u64, len: u64) -> Mapping {
         if matches!(op, Op::Read | Op::Write)
-            && let Some((sector, count)) = self.engine.plain(sectors(offset), sectors(len))
+            && let Some(sector) = self.engine.plain(sectors(offset), sectors(len))
         {
-            return Mapping::Data {
-                file: self.leaf,
-                offset: bytes(sector),
-                len: bytes(count),
-                layer: 0,
-            };
+            return Mapping::Data { file: self.leaf, offset: bytes(sector), len, layer: 0 };
         }
         self.map_further(slot, op, offset, len)
     }
 
-    fn place(&self, offset: u64, len: u64) -> Option<(FileId, u64)> {
-        let (sector, count) = self.engine.plain(sectors(offset), sectors(len))?;
-        (count == sectors(len)).then(|| (self.leaf, bytes(sector)))
+    fn place(&self, offset: u64, len: u64) -> Option<u64> {
+        self.engine.plain(sectors(offset), sectors(len)).map(bytes)
     }
 
     fn file(&self) -> Option<FileId> {
