@@ -5,7 +5,8 @@
 //! first one should have done.
 
 use std::fs;
-use std::process::Stdio;
+use std::os::unix::process::ExitStatusExt;
+use std::process::{ExitStatus, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use vhd::header::BlockSize;
@@ -293,9 +294,28 @@ fn reset(bench: &Bench, command: &str) {
 /// Runs a command, of whose calls of one kind the `number`th of each thread fails; its exit status,
 /// and whether one did.
 fn run(bench: &Bench, command: &str, call: &str, errno: &str, number: u32) -> (i32, bool) {
+    let (status, was_changed) = trace(bench, command, call, &format!("error={errno}"), number);
+    (status.code().expect("it died of a signal"), was_changed)
+}
+
+/// Runs a command until its `number`th call of one kind, which kills it; whether it came that far.
+fn is_killed(bench: &Bench, command: &str, call: &str, number: u32) -> bool {
+    let (status, _) = trace(bench, command, call, "signal=KILL", number);
+    assert!(status.success() || status.signal() == Some(9), "{command}: {status}");
+    status.signal().is_some()
+}
+
+/// Runs a command, of whose calls of one kind one is changed; its end, and whether one was.
+fn trace(
+    bench: &Bench,
+    command: &str,
+    call: &str,
+    change: &str,
+    number: u32,
+) -> (ExitStatus, bool) {
     let mut arguments =
         vec!["-qq".to_owned(), "-f".into(), "-o".into(), bench.path("trace").display().to_string()];
-    let inject = format!("inject={call}:error={errno}:when={number}");
+    let inject = format!("inject={call}:{change}:when={number}");
     arguments.extend(["-e".into(), format!("trace={call}"), "-e".into(), inject]);
     let (program, words) = words(command);
     arguments.push(crate::bench::path_of(program).into());
@@ -304,7 +324,7 @@ fn run(bench: &Bench, command: &str, call: &str, errno: &str, number: u32) -> (i
     let strace = strace.args(&arguments).current_dir(bench).stdin(Stdio::null());
     let output = strace.stdout(Stdio::null()).stderr(Stdio::null()).status().unwrap();
     let trace = fs::read_to_string(bench.path("trace")).unwrap();
-    (output.code().expect("it died of a signal"), trace.contains("(INJECTED)"))
+    (output, trace.contains("(INJECTED)"))
 }
 
 /// Whether strace is there and may make calls fail.
@@ -423,4 +443,29 @@ fn every_read_that_fails_is_told_and_changes_nothing_that_counts() {
     let Some(count) = count else { return };
     println!("{count} reads failed");
     assert!(count > 100, "only {count} reads failed");
+}
+
+/// What a resize leaves its journal puts back; all others are simply done again.
+#[test]
+fn what_is_killed_at_any_change_of_an_image_can_be_done_again() {
+    let count = in_parallel("faults-kills", |bench, case| {
+        let mut count = 0;
+        let has_journal = case.command.contains("-j j");
+        for call in CALLS.into_iter().filter(|_| case.image.is_some() && !has_journal) {
+            for number in 1.. {
+                reset(bench, case.command);
+                if !is_killed(bench, case.command, call, number) {
+                    break;
+                }
+                count += 1;
+                let what = format!("{}: killed in {call} {number}", case.command);
+                println!("{what}");
+                can_be_done_again(bench, case, &what);
+            }
+        }
+        count
+    });
+    let Some(count) = count else { return };
+    println!("{count} times killed");
+    assert!(count > 50, "only {count} times killed");
 }
