@@ -4,13 +4,14 @@ use vhd::footer::Footer;
 use vhd::header::Header;
 use vhd::image::{Image, LoadOptions};
 use vhd::locator::{self, Locator, Platform};
+use vhd::plan::journal::{EntryType, JournalHeader, emit_entry};
 use vhd::plan::memory::{MakePlan, Storage};
 use vhd::plan::resize::{resize, resize_in_table, shrink};
 use vhd::plan::revert::revert;
 use vhd::plan::set::set_marker;
 use vhd::plan::{File, Files, Milestone, Plan, Step};
 
-use crate::image::{BLOCK, PARENT_UUID, Spec, crafted_footer, fixed, keyhash};
+use crate::image::{BLOCK, PARENT_UUID, Spec, UUID, crafted_footer, fixed, keyhash};
 use crate::law::{self, image, run};
 use crate::view::{self, View};
 
@@ -192,6 +193,45 @@ fn rejects_a_journal_with_any_changed_byte_before_the_first_write() {
         let before = state.clone();
         assert!(run(&mut state, revert).is_err(), "byte {at}");
         assert_eq!(state, before);
+    }
+}
+
+#[test]
+fn a_journal_puts_back_nothing_but_the_old_image_and_its_footers() {
+    let image = Spec::new(3, &[(2, 0xff)]).build();
+    let end = u64::try_from(image.len()).unwrap() - 512;
+    let footer = crate::image::footer_of(&image);
+    let whole = footer.emit().to_vec();
+    let poisoned = Footer { is_poisoned: true, ..footer }.emit().to_vec();
+    let zeros = |count: usize| vec![0; count];
+    let all = |offset: u64| zeros(usize::try_from(end - offset).unwrap());
+    for (entry, offset, data, is_fine) in [
+        (EntryType::Data, 512, all(512), true),
+        (EntryType::Data, 511, zeros(1), false),
+        (EntryType::Header, 0, zeros(1024), false),
+        (EntryType::Data, 513, all(512), false),
+        (EntryType::Bat, end, zeros(1), false),
+        (EntryType::Batmap, u64::MAX, zeros(512), false),
+        (EntryType::Footer, end, whole.clone(), true),
+        (EntryType::Footer, end, poisoned.clone(), false),
+        (EntryType::Footer, end, zeros(512), false),
+        (EntryType::Footer, end, whole[..511].to_vec(), false),
+        (EntryType::Footer, end - 512, whole.clone(), false),
+        (EntryType::Footer, 0, whole.clone(), false),
+        (EntryType::FooterCopy, 0, whole.clone(), true),
+        (EntryType::FooterCopy, 0, poisoned, false),
+        (EntryType::FooterCopy, 0, zeros(512), false),
+        (EntryType::FooterCopy, 512, whole.clone(), false),
+        (EntryType::FooterCopy, end, whole, false),
+    ] {
+        let empty = JournalHeader::empty(UUID, end);
+        let header = JournalHeader { metadata_entries: 1, metadata_offset: 512, ..empty };
+        let journal = [header.emit().to_vec(), emit_entry(entry, offset, &data)].concat();
+        let mut storage = start(image.clone()).with(File::Journal, journal);
+        let before = storage.clone();
+        let found = run(&mut storage, revert).map_err(|error| error.errno());
+        assert_eq!(found, if is_fine { Ok(()) } else { Err(22) }, "{entry:?} at {offset}");
+        assert!(is_fine || storage == before, "{entry:?} at {offset}");
     }
 }
 
@@ -414,7 +454,12 @@ fn a_disk_whose_table_grows_keeps_its_marker_and_its_key() {
 fn a_batmap_stays_whole_when_its_checksum_covers_more_of_it_and_less() {
     let [small, large] = [8206 << 20, 8208 << 20];
     let spec = vhd::testing::Spec { table_entries: 4200, ..vhd::testing::Spec::new(small) };
-    let mut storage = start(spec.make());
+    let mut bytes = spec.make();
+    // Rubbish behind the bits that the checksum covers.
+    let map = Image::load(&bytes, LoadOptions::default()).unwrap().batmap_header().unwrap();
+    let behind = usize::try_from(map.unwrap().offset).unwrap() + 512;
+    bytes[behind..behind + 13].fill(0xff);
+    let mut storage = start(bytes);
     let covered = |storage: &Storage| {
         let bytes = storage.bytes(File::Image).unwrap().to_vec();
         let image = Image::load(&bytes, LoadOptions::default()).unwrap();
