@@ -88,3 +88,15 @@ fn rejects_a_marker_without_a_batmap_and_a_key_for_data() {
     let error = run(&mut dynamic(), |files| Ok(Box::new(set_keyhash(files, None)?))).unwrap_err();
     assert!(error.to_string().contains("holds data"), "{error}");
 }
+
+#[test]
+fn a_device_that_lost_its_footer_gets_it_back_at_its_end() {
+    let mut bytes = Spec::new(3, &[(2, 0xff)]).build();
+    bytes.truncate(bytes.len() - 512);
+    bytes.resize(32768, 0xee);
+    let mut storage = Storage::default().with_device(File::Image, bytes);
+    run(&mut storage, hide(1)).unwrap();
+    assert_eq!(hidden(&storage), [1, 1]);
+    let bytes = storage.bytes(File::Image).unwrap();
+    assert!(bytes[7 * 512 + 9 * 512..32768 - 512].iter().all(|byte| *byte == 0xee));
+}

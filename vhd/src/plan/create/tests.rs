@@ -133,6 +133,17 @@ fn refuses_a_name_that_does_not_fit() {
 }
 
 #[test]
+fn a_path_is_as_long_as_the_text_of_a_locator_may_be() {
+    // In UTF-16 of 64 KiB.
+    let longest = format!("./{}pq", "d/".repeat(16_382));
+    for (path, is_fine) in [(longest.clone(), true), (format!("{longest}r"), false)] {
+        let kind = Kind::Differencing { metadata_size: None, parent: parent(&path) };
+        let result = perform(Storage::default(), &spec(kind, 1 << 20));
+        assert_eq!(result.is_ok(), is_fine, "{} letters", path.len());
+    }
+}
+
+#[test]
 fn what_says_that_it_is_an_image_comes_last_behind_a_barrier() {
     for kind in [DYNAMIC, Kind::Fixed] {
         let mut storage = Storage::default();
