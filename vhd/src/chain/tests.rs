@@ -2,6 +2,8 @@
 #![allow(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
 use super::*;
+use crate::header::Header;
+use crate::locator::{Locator, Platform};
 use crate::testing::{MemoryFile, MemoryHost, Spec, put, specs};
 use crate::units::Uuid;
 use proptest::prelude::*;
@@ -183,4 +185,44 @@ fn a_fixed_image_is_read_from_its_start() {
     let mut read = [0; 600];
     chain.read_at(300, &mut read).unwrap();
     assert_eq!(read[..], file[300..900]);
+}
+
+/// Four locators of one room each, the first two of them plain text; no batmap, no alignment.
+#[test]
+fn a_child_as_virtualbox_writes_it_is_read_through() {
+    let by_virtualbox = |spec: &Spec| {
+        let mut file = Spec { creator: crate::testing::Creator::Qemu, ..spec.clone() }.make();
+        let mut footer = spec.footer();
+        (footer.creator, footer.creator_host) = (*b"vbox", u32::from_be_bytes(*b"Wi2k"));
+        let end = file.len() - 512;
+        file[..512].copy_from_slice(&footer.emit());
+        file[end..].copy_from_slice(&footer.emit());
+        file
+    };
+    let parent = Spec::new(4 << 20).with(0, 9, 1);
+    let child = Spec::child_of(&parent, "p.vhd").with(4, 2, 2);
+    let mut file = by_virtualbox(&child);
+    let mut header = Header::parse(file[512..1536].first_chunk().unwrap()).unwrap();
+    let utf16 = |text: &str| text.encode_utf16().flat_map(u16::to_le_bytes).collect::<Vec<u8>>();
+    let rooms = [0, 0, 1, 2].map(|room| header.locators[room].offset);
+    for (slot, (platform, text)) in [
+        (Platform::Wi2r, b"p.vhd".to_vec()),
+        (Platform::Wi2k, b"D:\\vm\\p.vhd".to_vec()),
+        (Platform::W2ru, utf16("p.vhd")),
+        (Platform::W2ku, utf16("D:\\vm\\p.vhd")),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let length = u32::try_from(text.len()).unwrap();
+        header.locators[slot] =
+            Locator { platform, space: 512, length, reserved: 0, offset: rooms[slot] };
+        put(&mut file, rooms[slot], &[0; 512]);
+        put(&mut file, rooms[slot], &text);
+    }
+    file[512..1536].copy_from_slice(&header.emit());
+    let host = MemoryHost::default().with(LEAF, file).with("/vhds/p.vhd", by_virtualbox(&parent));
+    let mut all = vec![0; 4 << 20];
+    open(&host).unwrap().read_at(0, &mut all).unwrap();
+    assert!(all == flat(&[child, parent], None));
 }
