@@ -135,3 +135,13 @@ fn an_encrypted_disk_is_filled_in_its_key_or_not_at_all() {
     let child = plain.bytes(File::Image).unwrap().to_vec();
     assert_eq!(errno(&encrypted.with(File::Image, child), None), eacces);
 }
+
+/// The checksum covers whole sectors of the batmap: of small blocks not the bits of all.
+#[test]
+fn a_block_whose_bit_the_batmap_does_not_count_is_filled() {
+    let mut storage = Storage::default().with(File::Image, Spec::new(4097, &[(7, 0x81)]).build());
+    let before = image(&storage).unwrap();
+    run(&mut storage, |files| fill(files, Some(4095 * 8..4097 * 8), None)).unwrap();
+    assert_eq!(image(&storage), Ok(before));
+    assert_eq!(view::check(storage.bytes(File::Image).unwrap()), Ok(()));
+}
