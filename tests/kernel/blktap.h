@@ -118,6 +118,8 @@ void blktap_wake(struct blktap *tap);
 /* requests.c */
 bool blktap_publish(struct blktap *tap, struct blktap_mapping *mapping);
 void blktap_consume(struct blktap *tap, struct blktap_mapping *mapping);
+int blktap_requests_init(void);
+void blktap_requests_exit(void);
 void blktap_fail_pending(struct blktap_mapping *mapping);
 void blktap_fail_all(struct blktap *tap);
 

@@ -182,9 +182,12 @@ static int __init blktap_init(void)
 	if (err < 0)
 		return err;
 	blktap_block_major = err;
-	err = blktap_class_init();
+	err = blktap_requests_init();
 	if (err)
 		goto out_block;
+	err = blktap_class_init();
+	if (err)
+		goto out_requests;
 	err = blktap_init_ring();
 	if (err)
 		goto out_class;
@@ -198,6 +201,8 @@ out_ring:
 	blktap_exit_ring();
 out_class:
 	blktap_class_exit();
+out_requests:
+	blktap_requests_exit();
 out_block:
 	unregister_blkdev(blktap_block_major, "tapdev");
 	return err;
@@ -209,6 +214,7 @@ static void __exit blktap_exit(void)
 	blktap_control_exit();
 	blktap_exit_ring();
 	blktap_class_exit();
+	blktap_requests_exit();
 	unregister_blkdev(blktap_block_major, "tapdev");
 	xa_destroy(&blktap_taps);
 }

@@ -9,6 +9,7 @@
 #include <linux/bvec.h>
 #include <linux/highmem.h>
 #include <linux/mm.h>
+#include <linux/workqueue.h>
 
 #include "blktap.h"
 
@@ -258,8 +259,43 @@ void blktap_consume(struct blktap *tap, struct blktap_mapping *mapping)
 	}
 }
 
-/* Fails what is in the ring. */
-void blktap_fail_pending(struct blktap_mapping *mapping)
+/*
+ * Failing requests, for a server that goes away. Not in its own context: whoever asked for a request
+ * may have closed the device since, and then the end of the request is the last that holds the open
+ * file. The kernel closes that file in the task in which this happens, when the task gets to it. A
+ * server that ends would wait in the release of its ring for a close that comes after it.
+ */
+struct blktap_failing {
+	struct work_struct work;
+	struct blktap *tap;
+	struct blktap_mapping *mapping;
+};
+
+/* With a thread of its own when memory is short: the requests may be those that free some. */
+static struct workqueue_struct *blktap_failing_queue;
+
+int blktap_requests_init(void)
+{
+	blktap_failing_queue = alloc_workqueue("blktap", WQ_MEM_RECLAIM | WQ_UNBOUND, 0);
+	return blktap_failing_queue ? 0 : -ENOMEM;
+}
+
+void blktap_requests_exit(void)
+{
+	destroy_workqueue(blktap_failing_queue);
+}
+
+static void blktap_fail(struct blktap *tap, struct blktap_mapping *mapping, work_func_t how)
+{
+	struct blktap_failing failing = { .tap = tap, .mapping = mapping };
+
+	INIT_WORK_ONSTACK(&failing.work, how);
+	queue_work(blktap_failing_queue, &failing.work);
+	flush_work(&failing.work);
+	destroy_work_on_stack(&failing.work);
+}
+
+static void blktap_end_pending(struct blktap_mapping *mapping)
 {
 	while (mapping->pending) {
 		unsigned int slot = __ffs(mapping->pending);
@@ -271,9 +307,14 @@ void blktap_fail_pending(struct blktap_mapping *mapping)
 	}
 }
 
-/* Fails all that there is. No more comes: the block device is not live. */
-void blktap_fail_all(struct blktap *tap)
+static void blktap_fail_pending_work(struct work_struct *work)
 {
+	blktap_end_pending(container_of(work, struct blktap_failing, work)->mapping);
+}
+
+static void blktap_fail_all_work(struct work_struct *work)
+{
+	struct blktap *tap = container_of(work, struct blktap_failing, work)->tap;
 	struct blktap_cmd *cmd, *next;
 	LIST_HEAD(waiting);
 
@@ -284,8 +325,20 @@ void blktap_fail_all(struct blktap *tap)
 	tap->is_woken = false;
 	spin_unlock(&tap->lock);
 	if (tap->mapping)
-		blktap_fail_pending(tap->mapping);
+		blktap_end_pending(tap->mapping);
 	mutex_unlock(&tap->ring_mutex);
 	list_for_each_entry_safe(cmd, next, &waiting, node)
 		blk_mq_end_request(blk_mq_rq_from_pdu(cmd), BLK_STS_IOERR);
+}
+
+/* Fails what is in the ring, whose mapping nobody else knows. */
+void blktap_fail_pending(struct blktap_mapping *mapping)
+{
+	blktap_fail(NULL, mapping, blktap_fail_pending_work);
+}
+
+/* Fails all that there is. No more comes: the block device is not live. */
+void blktap_fail_all(struct blktap *tap)
+{
+	blktap_fail(tap, NULL, blktap_fail_all_work);
 }

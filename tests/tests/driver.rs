@@ -1,4 +1,5 @@
-//! Disks through the blktap2 driver of the running kernel: many at once, many after another.
+//! Disks through the blktap2 driver of the running kernel: many at once, many after another, and
+//! one whose server is killed after its users have closed it.
 //!
 //! Skipped where the kernel has no driver, or others use it. In a virtual machine the stage `vm`
 //! runs this program.
@@ -6,12 +7,18 @@
 #![allow(clippy::unwrap_used)]
 
 use std::fs::{self, File};
+use std::mem::ManuallyDrop;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use blktap_ioctl::{Control, Places, Tap};
 use nix::libc::O_DIRECT;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::{Pid, close};
+use tapdisk::memory::Memory;
+use tapdisk::queue::{EngineKind, Io, IoOp, Queue, QueueConfig, Tag};
 use tapdisk_control::message::Params;
 use tapdisk_control::spawn::{daemon_program, spawn};
 use tapdisk_control::{Client, Paths, minor};
@@ -164,4 +171,69 @@ fn disks_come_and_go_and_leave_nothing_behind() {
     assert_eq!(read(&stays, 0), [0; 4096]);
     bench.remove(&stays);
     bench.end();
+}
+
+/// Linux AIO of a user who has closed the disk since: each I/O holds the open file, and the end of
+/// the last one closes it. More than fit into the ring. The queue is never dropped, as it would
+/// close the descriptor, too; memory is dropped after the last I/O.
+struct Orphans {
+    queue: ManuallyDrop<Queue>,
+    _memory: Memory,
+}
+
+impl Orphans {
+    const COUNT: u32 = 40;
+
+    fn new(disk: &Disk) -> Self {
+        let config = QueueConfig { merge_iovecs: 1, ..QueueConfig::default() };
+        let mut queue = Queue::new(EngineKind::Aio, config).unwrap();
+        let mut memory = Memory::new(Self::COUNT as usize * 4096).unwrap();
+        let device = Arc::new(open(disk));
+        let descriptor = device.as_raw_fd();
+        let file = queue.add_file(device).unwrap();
+        for number in 0..Self::COUNT {
+            let segment = memory.allocate(4096).unwrap();
+            // Every other page: the block layer would merge neighbours.
+            let offset = u64::from(number) * 8192;
+            let tag = Tag(number.into());
+            let io = Io { tag, op: IoOp::Read, file, offset, len: 4096, segments: &[segment] };
+            queue.push(&memory, &io);
+        }
+        queue.submit(false);
+        close(descriptor).unwrap();
+        Self { queue: ManuallyDrop::new(queue), _memory: memory }
+    }
+
+    fn ended(&mut self) -> usize {
+        self.queue
+            .reap(|completion| assert!(completion.status.errno().is_some(), "nobody served it"))
+    }
+}
+
+/// Whether the requests wait before the ring or have been moved into it.
+#[test]
+fn a_server_can_be_killed_after_users_closed_the_disk_with_io_under_way() {
+    for is_in_ring in [false, true] {
+        let Some(bench) = Bench::new("orphans") else { return };
+        let disk = bench.attach(&bench.image(0));
+        let server = Pid::from_raw(bench.client.process());
+        if is_in_ring {
+            // It polls the ring, and answers nothing.
+            bench.client.pause(disk.minor, None).unwrap();
+        } else {
+            kill(server, Signal::SIGSTOP).unwrap();
+        }
+        let mut orphans = Orphans::new(&disk);
+        assert_eq!(orphans.ended(), 0);
+        kill(server, Signal::SIGKILL).unwrap();
+        wait_until("the tap is free", || bench.control.free(disk.tap.minor).is_ok());
+        let mut ended = 0;
+        wait_until("all I/O has ended", || {
+            ended += orphans.ended();
+            ended == Orphans::COUNT as usize
+        });
+        assert!(orphans.queue.is_idle());
+        minor::free(&bench.paths, disk.minor).unwrap();
+        bench.end();
+    }
 }
