@@ -15,6 +15,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod bench;
 mod cpio;
 mod debug_kernel;
 mod files;

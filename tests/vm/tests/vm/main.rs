@@ -2,5 +2,6 @@
 // All of this crate is tests, its helpers too.
 #![allow(clippy::unwrap_used)]
 
+mod bench;
 mod blktap;
 mod harness;

@@ -2,14 +2,13 @@
 //! a guest of Xen with its disk; `vm bench` measures disks in a machine; `vm debug-kernel` builds
 //! the kernel that watches itself.
 
-mod bench;
 mod demo;
 
 use std::io::{IsTerminal, Read};
 use std::path::Path;
 use std::process::ExitCode;
 
-use tapdisk_vm::{Machine, Plan, Result, VmError, build_module};
+use tapdisk_vm::{Machine, Plan, Result, VmError, bench, build_module};
 
 const STORAGE_BYTES: u64 = 1 << 30;
 
@@ -23,7 +22,7 @@ fn main() -> ExitCode {
         ["debug-kernel"] => tapdisk_vm::build_debug_kernel()
             .map(|folder| println!("The debug kernel is in {}", folder.display())),
         ["bench", rounds] if rounds.parse::<u32>().is_ok_and(|rounds| rounds > 0) => {
-            bench::run(rounds.parse().unwrap_or(1))
+            measure(rounds.parse().unwrap_or(1))
         }
         _ => {
             eprintln!("usage: vm shell [--xen] | vm demo | vm bench ROUNDS | vm debug-kernel");
@@ -35,6 +34,13 @@ fn main() -> ExitCode {
         return ExitCode::FAILURE;
     }
     ExitCode::SUCCESS
+}
+
+/// All tables of what a request costs, each part when it is known.
+fn measure(rounds: u32) -> Result<()> {
+    let mut show = |text: &str| print!("{text}");
+    bench::instructions(bench::Scope::Whole(rounds), &mut show)?;
+    bench::rates(bench::Scope::Whole(rounds), &mut show).map(drop)
 }
 
 /// A prompt; without a terminal, as in `echo tap-ctl list | vm shell`, the lines that are read.
