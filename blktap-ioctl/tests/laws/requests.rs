@@ -1,11 +1,15 @@
 //! Requests out, responses in.
 
+use std::os::fd::AsFd;
+use std::time::Instant;
+
 use blktap_ioctl::abi::{STATUS_ERROR, STATUS_OKAY, STATUS_UNSUPPORTED};
 use blktap_ioctl::{Op, RequestId, Segment};
 use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout};
 
 use crate::kernel::{
-    Generation, answer, is_driver, only_driver, publish, raw_served, served, take, wait,
+    Generation, PATIENCE, answer, is_driver, only_driver, publish, raw_served, served, take, wait,
 };
 
 fn id(number: u64) -> RequestId {
@@ -145,6 +149,44 @@ fn slots_are_used_again_and_again() {
         assert_eq!(user.outcomes(8).len(), 8);
     }
     assert!(user.is_quiet());
+}
+
+/// Another thread of the server polls at every moment, also while responses are taken.
+#[test]
+fn polls_of_two_threads_move_each_request_once() {
+    const POLLS: u32 = 5_000;
+    if !only_driver("its descriptor does not publish by being waited for") {
+        return;
+    }
+    let (_tap, mut ring, user) = served();
+    let other = ring.as_fd().try_clone_to_owned().unwrap();
+    let poller = std::thread::spawn(move || {
+        for _ in 0..POLLS {
+            let mut fds = [PollFd::new(other.as_fd(), PollFlags::POLLIN)];
+            nix::poll::poll(&mut fds, PollTimeout::ZERO).unwrap();
+        }
+    });
+    let mut rounds = 0;
+    while !poller.is_finished() {
+        for cookie in 0..8 {
+            user.read(cookie, (rounds + cookie) % 64, 0, 512);
+        }
+        let start = Instant::now();
+        let mut requests = Vec::new();
+        // Not a wait: what the other one has moved is no news for this one.
+        while requests.len() < 8 {
+            assert!(start.elapsed() < PATIENCE, "{} of 8 requests came", requests.len());
+            ring.poll_now().unwrap();
+            requests.extend(std::iter::from_fn(|| ring.take()).map(Result::unwrap));
+            std::thread::yield_now();
+        }
+        answer(&mut ring, &requests);
+        let outcomes = user.outcomes(8);
+        assert!(outcomes.iter().all(|(_, outcome)| *outcome == Ok(())), "{outcomes:?}");
+        rounds += 1;
+    }
+    poller.join().unwrap();
+    assert!(rounds > 0 && user.is_quiet(), "{rounds} rounds");
 }
 
 #[test]

@@ -192,11 +192,11 @@ pub fn instructions(scope: Scope, show: &mut dyn FnMut(&str)) -> Result<Vec<Grou
         let many = scope.requests(&pattern);
         let few = many / 4;
         let mut group = Group::new(&pattern, scope);
-        for (device, row) in scope.devices().iter().zip(&mut group.rows) {
-            let first = nanoseconds(&machine, device, &pattern, few)?;
-            let second = nanoseconds(&machine, device, &pattern, many)?;
+        let times = nanoseconds(&machine, scope, &pattern, &[few, many])?;
+        for (row, times) in group.rows.iter_mut().zip(times.chunks_exact(2)) {
             // The slope: what starting takes is in both.
-            row.1.push((second - first) / f64::from(many - few) / f64::from(INSTRUCTION_NS));
+            let each = (times[1] - times[0]) / f64::from(many - few);
+            row.1.push(each / f64::from(INSTRUCTION_NS));
         }
         show(&group.to_string());
         groups.push(group);
@@ -219,8 +219,8 @@ pub fn rates(scope: Scope, show: &mut dyn FnMut(&str)) -> Result<Vec<Group>> {
         let requests = scope.requests(&pattern);
         let mut group = Group::new(&pattern, scope);
         for _ in 0..rounds {
-            for (device, row) in scope.devices().iter().zip(&mut group.rows) {
-                let time = nanoseconds(&machine, device, &pattern, requests)?;
+            let times = nanoseconds(&machine, scope, &pattern, &[requests])?;
+            for (row, time) in group.rows.iter_mut().zip(times) {
                 row.1.push(f64::from(requests) * 1e9 / time);
             }
         }
@@ -254,37 +254,49 @@ fn boot(scope: Scope, is_counted: bool) -> Result<Machine> {
     Err(VmError::Failed(format!("The disks were not made: {}", prepared.stderr)))
 }
 
-/// How long so many requests take, by the machine's clock.
+/// How long so many requests of each device take, by the machine's clock: for the first device each
+/// of `counts`, then for the next one. One after the other, by one fio: starting it takes longer
+/// than most of them.
 fn nanoseconds(
     machine: &Machine,
-    device: &Device,
+    scope: Scope,
     pattern: &Pattern,
-    requests: u32,
-) -> Result<f64> {
+    counts: &[u32],
+) -> Result<Vec<f64>> {
     let Pattern { words, kibibytes, .. } = pattern;
-    let line = format!(
-        "fio --name=b --filename={} --rw={words} --bs={kibibytes}k --direct=1 --size=64m \
-         --ioengine=libaio --io_size={}k --norandommap --randseed=1 \
-         --iodepth_batch_submit=32 --iodepth_batch_complete_max=32 --gtod_reduce=1 \
-         --output-format=terse --terse-version=3",
-        device.path,
-        requests * kibibytes,
+    let mut line = format!(
+        "fio --rw={words} --bs={kibibytes}k --direct=1 --size=64m --ioengine=libaio \
+         --norandommap --randseed=1 --iodepth_batch_submit=32 --iodepth_batch_complete_max=32 \
+         --gtod_reduce=1 --output-format=terse --terse-version=3"
     );
+    for device in scope.devices() {
+        for count in counts {
+            line.push_str(&format!(
+                " --name=b --stonewall --filename={} --io_size={}k",
+                device.path,
+                count * kibibytes
+            ));
+        }
+    }
     let ran = machine.sh(&line)?;
-    let time = milliseconds(&ran.stdout);
-    time.map(|time| time * 1e6).ok_or_else(|| VmError::Failed(format!("fio said {ran:?}")))
+    let times = milliseconds(&ran.stdout);
+    if times.len() != scope.devices().len() * counts.len() {
+        return Err(VmError::Failed(format!("fio said {ran:?}")));
+    }
+    Ok(times.into_iter().map(|time| time * 1e6).collect())
 }
 
-/// From fio's terse line: how long it read or wrote, whichever it did.
-fn milliseconds(text: &str) -> Option<f64> {
+/// From fio's terse lines: how long each read or wrote, whichever it did.
+fn milliseconds(text: &str) -> Vec<f64> {
     // Fields of version 3, counted from 0.
     const READING: usize = 8;
     const WRITING: usize = 49;
-    let line = text.lines().find(|line| line.starts_with("3;"))?;
-    let fields: Vec<&str> = line.split(';').collect();
-    let number = |at: usize| fields.get(at)?.parse::<f64>().ok();
-    let time = number(READING)? + number(WRITING)?;
-    (time > 0.0).then_some(time)
+    let time = |line: &str| {
+        let fields: Vec<&str> = line.split(';').collect();
+        let number = |at: usize| fields.get(at)?.parse::<f64>().ok();
+        Some(number(READING)? + number(WRITING)?).filter(|time| *time > 0.0)
+    };
+    text.lines().filter(|line| line.starts_with("3;")).filter_map(time).collect()
 }
 
 #[cfg(test)]
@@ -316,10 +328,13 @@ mod tests {
         let mut fields = vec!["0"; 60];
         fields[0] = "3";
         fields[8] = "250";
-        assert_eq!(milliseconds(&format!("note\n{}\n", fields.join(";"))), Some(250.0));
+        let first = fields.join(";");
         fields[8] = "0";
         fields[49] = "3";
-        assert_eq!(milliseconds(&fields.join(";")), Some(3.0));
-        assert_eq!(milliseconds("fio: error\n"), None);
+        let second = fields.join(";");
+        assert_eq!(milliseconds(&format!("note\n{first}\n{second}\n")), [250.0, 3.0]);
+        fields[49] = "0";
+        assert_eq!(milliseconds(&fields.join(";")), [] as [f64; 0], "it took no time");
+        assert_eq!(milliseconds("fio: error\n"), [] as [f64; 0]);
     }
 }
