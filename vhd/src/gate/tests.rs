@@ -120,6 +120,17 @@ fn says_that_a_parent_is_forbidden_rather_than_that_another_is_missing() {
     let error = gate.parent(&host, child, &image).unwrap_err();
     assert!(matches!(error.kind(), ErrorKind::ParentForbidden { .. }), "{error}");
     assert_eq!(error.errno(), 13);
+    // Whichever comes first.
+    for slots in [0..1, 1..3] {
+        let mut file = spec.make();
+        for locator in &image.header().unwrap().locators[slots] {
+            let text = crate::locator::encode(locator.platform, "../../etc/absent");
+            crate::testing::put(&mut file, locator.offset, &text);
+        }
+        let image = Image::load(&file, LoadOptions::default()).unwrap();
+        let error = gate.parent(&host, child, &image).unwrap_err();
+        assert!(matches!(error.kind(), ErrorKind::ParentForbidden { .. }), "{error}");
+    }
 }
 
 #[test]

@@ -100,3 +100,16 @@ fn a_device_that_lost_its_footer_gets_it_back_at_its_end() {
     let bytes = storage.bytes(File::Image).unwrap();
     assert!(bytes[7 * 512 + 9 * 512..32768 - 512].iter().all(|byte| *byte == 0xee));
 }
+
+#[test]
+fn what_looks_like_a_batmap_in_the_image_of_another_creator_is_none() {
+    let mut bytes = Spec::new(3, &[(2, 0xff)]).build();
+    let mut footer = crate::image::footer_of(&bytes);
+    footer.creator = *b"qemu";
+    let end = bytes.len() - 512;
+    bytes[..512].copy_from_slice(&footer.emit());
+    bytes[end..].copy_from_slice(&footer.emit());
+    let mut storage = Storage::default().with(File::Image, bytes);
+    let error = run(&mut storage, |files| Ok(Box::new(set_marker(files, 7)?))).unwrap_err();
+    assert_eq!(error.errno(), 38);
+}
