@@ -436,6 +436,7 @@ impl Frontend for NbdDoor {
         for number in &self.live {
             self.clients[usize::from(*number)].flush(&mut self.shared, memory);
         }
+        self.wake |= std::mem::take(&mut self.shared.has_more);
         self.bury(memory);
     }
 

@@ -9,6 +9,10 @@ use super::wire::Header;
 use crate::memory::{Outgoing, Segment};
 use crate::row::Row;
 
+/// Bytes that are sent at a time, about: in between what the client asks for next is given to the
+/// storage, which would wait while all of a burst of large replies is copied.
+const SEND_BYTES_MAX: u32 = 512 << 10;
+
 /// A queued reply.
 #[derive(Clone, Copy, Debug, Default)]
 struct Reply {
@@ -102,15 +106,23 @@ impl Outbox {
             }
             let skip = self.sent.saturating_sub(first.header.len());
             let skip = u32::try_from(skip).expect("less than the data");
-            message.segment(first.data().part(skip, first.data_len - skip));
+            let len = (first.data_len - skip).min(SEND_BYTES_MAX);
+            message.segment(first.data().part(skip, len));
+            if skip + len < first.data_len {
+                return;
+            }
         }
         for reply in replies {
-            if message.room() < 2 {
+            if message.room() < 2 || message.bytes() >= SEND_BYTES_MAX as usize {
                 return;
             }
             message.borrowed(reply.header.as_slice());
             if reply.data_len > 0 {
-                message.segment(reply.data());
+                let len = reply.data_len.min(SEND_BYTES_MAX);
+                message.segment(reply.data().part(0, len));
+                if len < reply.data_len {
+                    return;
+                }
             }
         }
     }

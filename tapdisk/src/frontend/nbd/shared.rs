@@ -23,6 +23,8 @@ pub(super) struct Shared {
     pub(super) blocked: bool,
     /// Whether any of these came back since the last pull began.
     pub(super) released: bool,
+    /// A client has more to be sent than went with the last message.
+    pub(super) has_more: bool,
     /// Whether it was for want of room.
     pub(super) out_of_room: bool,
     /// Whether a client is to be taken off the list.
@@ -73,6 +75,7 @@ impl Shared {
             resumed: false,
             blocked: false,
             released: false,
+            has_more: false,
             out_of_room: false,
             has_dead: false,
             leaves_changes: false,

@@ -101,11 +101,13 @@ impl Client {
         if self.writes_large { room.min(LARGE_WRITE_STAGING) } else { room }
     }
 
-    /// Sends what is queued, as far as the socket takes it; closes when that was the last of it.
+    /// Sends of what is queued what one message holds, as far as the socket takes it; closes when
+    /// that was the last of it.
     pub(super) fn flush(&mut self, shared: &mut Shared, memory: &mut Memory) {
         let mut result = Ok(());
-        while result.is_ok() && self.writable && !self.outbox.is_empty() {
+        if self.writable && !self.outbox.is_empty() {
             result = self.send(shared, memory);
+            shared.has_more |= self.writable && !self.outbox.is_empty();
         }
         let done = self.outbox.is_empty();
         if done && self.watches_writable {

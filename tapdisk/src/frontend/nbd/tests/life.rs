@@ -163,6 +163,41 @@ fn one_turn_answers_a_whole_batch_with_one_reply_behind_the_other() {
 }
 
 #[test]
+fn what_a_client_asks_for_is_begun_while_large_replies_are_sent() {
+    let mut rig = Rig::new();
+    rig.intake.disk.copy_from_slice(&pattern(4, DISK_BYTES));
+    rig.serves = false;
+    let mut peer = rig.client(PLAIN);
+    let all = u32::try_from(DISK_BYTES).unwrap();
+    for cookie in 0..4 {
+        peer.send(&request(READ, 0, cookie, 0, all));
+    }
+    rig.settle();
+    let sent = rig.door.stats().bytes_out;
+    rig.intake.finish_all(&mut rig.door);
+    rig.door.flush(&mut rig.intake.memory);
+    peer.send(&request(READ, 0, 4, 512, 512));
+    assert!(rig.turn(), "there is more to be sent, which no event announces");
+    assert_eq!(rig.intake.running.len(), 1);
+    let sent = rig.door.stats().bytes_out - sent;
+    assert!(sent > 0 && sent <= u64::from(all) + 16, "two messages of {sent} bytes");
+    rig.serves = true;
+    while peer.received.len() < 4 * (16 + DISK_BYTES) + 16 + 512 {
+        let before = peer.received.len();
+        rig.settle();
+        peer.read();
+        assert!(peer.received.len() > before, "{}", rig.describe());
+    }
+    for cookie in 0..4 {
+        assert_eq!(peer.take(16), simple(cookie, 0));
+        assert!(peer.take(DISK_BYTES) == rig.intake.disk);
+    }
+    assert_eq!(peer.take(16), simple(4, 0));
+    assert!(peer.take(512) == rig.intake.disk[512..1024]);
+    rig.close();
+}
+
+#[test]
 fn a_pause_holds_requests_back_and_lets_replies_out() {
     let mut rig = Rig::new();
     rig.serves = false;
