@@ -102,6 +102,18 @@ fn a_device_that_lost_its_footer_gets_it_back_at_its_end() {
 }
 
 #[test]
+fn a_file_that_lost_its_footer_gets_it_back_behind_its_data() {
+    let mut before = Spec::new(3, &[(2, 0xff)]).build();
+    before.truncate(before.len() - 512);
+    let mut storage = Storage::default().with(File::Image, before.clone());
+    run(&mut storage, hide(1)).unwrap();
+    assert_eq!(hidden(&storage), [1, 1]);
+    let after = storage.bytes(File::Image).unwrap();
+    assert_eq!(after.len(), before.len() + 512);
+    assert_eq!(after[512..before.len()], before[512..], "nothing but the copy was written to");
+}
+
+#[test]
 fn what_looks_like_a_batmap_in_the_image_of_another_creator_is_none() {
     let mut bytes = Spec::new(3, &[(2, 0xff)]).build();
     let mut footer = crate::image::footer_of(&bytes);
