@@ -125,7 +125,8 @@ fn is_full(bench: &Bench, name: &str) {
 /// A program and its arguments.
 fn words(command: &str) -> (&str, Vec<&str>) {
     let mut words: Vec<&str> = command.split_whitespace().collect();
-    let program = if command.starts_with("cbt-util") { words.remove(0) } else { "vhd-util" };
+    let is_other = words.first().is_some_and(|word| ["cbt-util", "td-util"].contains(word));
+    let program = if is_other { words.remove(0) } else { "vhd-util" };
     (program, words)
 }
 
@@ -133,7 +134,7 @@ fn log(bench: &Bench, field: &str) -> Vec<u8> {
     bench.ok("cbt-util", &["get", "-n", "log", field])
 }
 
-const CASES: [Case; 23] = [
+const CASES: [Case; 27] = [
     Case { command: "create -n new -s 4", done: |bench| is_sound(bench, "new"), image: None },
     Case {
         command: "snapshot -n new -p p",
@@ -245,6 +246,29 @@ const CASES: [Case; 23] = [
         command: "coalesce -n r --key=k,aes-xts-plain,512.key",
         done: |bench| assert!(bench.read("raw") == merged()),
         image: Some("r"),
+    },
+    Case { command: "td-util create vhd 4 new", done: |bench| is_sound(bench, "new"), image: None },
+    Case {
+        command: "td-util create vhd -r 4 new",
+        done: |bench| {
+            // Of a fixed disk it prints nothing.
+            assert_eq!(bench.vhd_text("check -n new"), "");
+            assert_eq!(bench.read("new").len(), (4 << 20) + 512);
+        },
+        image: None,
+    },
+    Case {
+        command: "td-util snapshot vhd new p",
+        done: |bench| {
+            is_sound(bench, "new");
+            assert!(shows(bench, "new") == parent().disk());
+        },
+        image: None,
+    },
+    Case {
+        command: "td-util set vhd c hidden 7",
+        done: |bench| assert_eq!(bench.vhd_text("query -f -n c"), "hidden: 7\n"),
+        image: Some("c"),
     },
     Case {
         command: "cbt-util create -n log -s 2097152",
