@@ -121,9 +121,8 @@ impl Chain {
 
     /// Where all of a read or write without FUA is in one file, and how many images above that one
     /// do not have it; if nothing has to be asked before its I/O and nothing be told after. The
-    /// request is of whole sectors inside the disk. `None`:
-    /// perhaps, but [`Chain::advance`] has to look closer. Changes nothing that matters: a read may
-    /// be mapped as often as one likes.
+    /// request is of whole sectors inside the disk. `None`: perhaps, but [`Chain::advance`] has to
+    /// look closer. Changes nothing that matters: a read may be mapped as often as one likes.
     #[inline(always)]
     pub fn short(&mut self, slot: usize, request: &Request) -> Option<(FileId, u64, usize)> {
         if let Some(file) = self.flat {

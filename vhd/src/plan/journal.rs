@@ -343,6 +343,7 @@ mod tests {
         let error = entries(&bytes).unwrap_err();
         assert!(matches!(error.kind(), ErrorKind::Field { found: 9, .. }), "{error}");
     }
+
     #[test]
     fn as_many_entries_and_data_as_are_possible_are_looked_for() {
         let mut header = read_header(&journal(&[])).unwrap();

@@ -463,6 +463,12 @@ impl Frontend for NbdDoor {
 
     fn close(&mut self, _: &Registry, memory: &mut Memory) {
         assert!(self.shared.running() == 0, "a door is closed when nothing is running");
+        // Clients hear of all that was done, as far as their sockets take it: there is no turn
+        // after this one for what does not go with one message.
+        self.wake = true;
+        while std::mem::take(&mut self.wake) {
+            self.flush(memory);
+        }
         self.hang_up(memory);
         self.shared.registry = None;
     }

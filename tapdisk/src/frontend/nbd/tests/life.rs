@@ -198,6 +198,22 @@ fn what_a_client_asks_for_is_begun_while_large_replies_are_sent() {
 }
 
 #[test]
+fn a_door_that_closes_sends_what_the_socket_takes() {
+    let mut rig = Rig::new();
+    rig.serves = false;
+    let mut peer = rig.client(PLAIN);
+    let all = u32::try_from(DISK_BYTES).unwrap();
+    peer.send(&request(READ, 0, 1, 0, all));
+    peer.send(&request(READ, 0, 2, 0, 512));
+    rig.settle();
+    rig.close();
+    assert_eq!(peer.take(16), simple(1, 0));
+    peer.take(DISK_BYTES);
+    assert_eq!(peer.take(16), simple(2, 0));
+    peer.take(512);
+}
+
+#[test]
 fn a_pause_holds_requests_back_and_lets_replies_out() {
     let mut rig = Rig::new();
     rig.serves = false;
