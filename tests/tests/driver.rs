@@ -233,7 +233,7 @@ fn a_server_can_be_killed_after_users_closed_the_disk_with_io_under_way() {
             ended == Orphans::COUNT as usize
         });
         assert!(orphans.queue.is_idle());
-        minor::free(&bench.paths, disk.minor).unwrap();
+        minor::free_after_driver(&bench.paths, disk.minor).unwrap();
         bench.end();
     }
 }

@@ -13,6 +13,8 @@ use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
@@ -22,6 +24,13 @@ use crate::paths::Paths;
 
 /// How many minors there are: 0 up to this.
 pub const MINORS: u16 = 16384;
+
+/// How long a tapdisk that let go of its ring may take to let go of the marker, too. It does both
+/// in one breath, but a process that was killed closes its files in no order.
+const HOLDER_LEAVES_WITHIN: Duration = Duration::from_secs(5);
+
+/// Between two looks at a marker.
+const LOOK_AGAIN_AFTER: Duration = Duration::from_millis(1);
 
 /// A number that was taken.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -124,6 +133,34 @@ pub fn free(paths: &Paths, minor: u16) -> Result<(), ControlError> {
         let attempt = format!("Removing the marker of minor {minor}, {}", path.display());
         ControlError::system(ErrorKind::Minor, &error, attempt)
     })
+}
+
+/// Removes the marker of a minor that the kernel driver has given up: whoever still has it attached
+/// is about to end.
+///
+/// # Errors
+/// ENOENT when it is not allocated, EAGAIN when the tapdisk has it still after five seconds.
+#[allow(clippy::disallowed_methods, reason = "flock has no deadline")]
+pub fn free_after_driver(paths: &Paths, minor: u16) -> Result<(), ControlError> {
+    let start = Instant::now();
+    free_patiently(paths, minor, || {
+        thread::sleep(LOOK_AGAIN_AFTER);
+        start.elapsed() < HOLDER_LEAVES_WITHIN
+    })
+}
+
+/// `wait` waits before the next look, and tells whether there is one.
+fn free_patiently(
+    paths: &Paths,
+    minor: u16,
+    mut wait: impl FnMut() -> bool,
+) -> Result<(), ControlError> {
+    loop {
+        match free(paths, minor) {
+            Err(error) if error.errno() == Errno::EAGAIN as i32 && wait() => {}
+            result => return result,
+        }
+    }
 }
 
 /// Takes the first free number below `end`.
@@ -232,6 +269,19 @@ mod tests {
         drop(attached);
         minors.free(0).unwrap();
         assert_eq!(lock_marker(&paths, 0).unwrap_err().errno(), Errno::ENOENT as i32);
+    }
+
+    #[test]
+    fn a_minor_that_the_driver_gave_up_is_freed_when_its_holder_leaves() {
+        let dir = TestDir::new("minor-leaves");
+        let paths = dir.paths();
+        MarkerMinors::new(&paths).allocate().unwrap();
+        let mut attached = Some(lock_marker(&paths, 0).unwrap());
+        let refused = free_patiently(&paths, 0, || false).unwrap_err();
+        assert_eq!(refused.errno(), Errno::EAGAIN as i32);
+        free_patiently(&paths, 0, || attached.take().is_some()).unwrap();
+        assert!(!paths.marker(0).exists());
+        assert_eq!(free_after_driver(&paths, 0).unwrap_err().errno(), Errno::ENOENT as i32);
     }
 
     #[test]

@@ -138,7 +138,7 @@ impl Minors for KernelMinors {
             Err(error) if error.errno() == Errno::ENODEV as i32 => {}
             result => result?,
         }
-        minor::free(&self.paths, minor)
+        minor::free_after_driver(&self.paths, minor)
     }
 }
 
