@@ -17,7 +17,8 @@ const PREPARE: &str = "set -e
     insmod /lib/modules/blktap.ko
     rmmod brd; insmod /lib/modules/$(uname -r)/brd.ko rd_nr=1 rd_size=262144
     mkfs.ext4 -q -O ^has_journal /dev/ram0; mount /dev/ram0 /mnt
-    dd if=/dev/urandom of=/mnt/disk bs=1M count=64 2>/dev/null";
+    dd if=/dev/urandom of=/mnt/part bs=1M count=1 2>/dev/null
+    for number in $(seq 64); do cat /mnt/part; done >/mnt/disk; rm /mnt/part";
 
 /// After all disks were made. What writes later would be counted with their requests.
 const SETTLE: &str = "for queue in /sys/block/*/queue; do echo none >$queue/scheduler; done; sync";

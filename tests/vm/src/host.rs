@@ -1,18 +1,42 @@
 //! What the machine that runs the tests is asked to do: programs, folders.
 
+use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{LazyLock, Mutex};
 
+use crate::remote::lock;
 use crate::{Result, VmError};
 
 /// The folder of the programs, built for the profile that this was built for.
 static PROGRAMS: LazyLock<PathBuf> =
     LazyLock::new(|| tapdisk_tests::build_programs(&["tapdisk", "tap-tools", "tapdisk-vm"]));
+
+/// What took long to find out, for the machines that start later. Of two threads that want the
+/// same at once one waits.
+pub(crate) struct Found<T>(Mutex<BTreeMap<String, T>>);
+
+impl<T: Clone> Found<T> {
+    /// Nothing yet.
+    pub(crate) const fn new() -> Self {
+        Self(Mutex::new(BTreeMap::new()))
+    }
+
+    /// What was found under this key before; else what `find` finds, unless it fails.
+    pub(crate) fn get(&self, key: &str, find: impl FnOnce() -> Result<T>) -> Result<T> {
+        let mut known = lock(&self.0);
+        if let Some(value) = known.get(key) {
+            return Ok(value.clone());
+        }
+        let value = find()?;
+        known.insert(key.to_owned(), value.clone());
+        Ok(value)
+    }
+}
 
 /// One of ours.
 pub(crate) fn ours(program: &str) -> PathBuf {

@@ -4,6 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use crate::host::Found;
 use crate::modules::unpack_xz;
 use crate::packages::{self, Packages};
 use crate::{Result, VmError, debug_kernel, host};
@@ -73,6 +74,11 @@ fn payload(image: &[u8]) -> Option<&[u8]> {
 /// # Errors
 /// When the kernel's headers or a compiler cannot be had, or the build fails: with what it said.
 pub fn build_module(source: &Path, name: &str) -> Result<PathBuf> {
+    static BUILT: Found<PathBuf> = Found::new();
+    BUILT.get(&source.to_string_lossy(), || build_module_anew(source, name))
+}
+
+fn build_module_anew(source: &Path, name: &str) -> Result<PathBuf> {
     if host::find("gcc").is_none() || host::find("make").is_none() {
         return Err(VmError::Unavailable("a module needs gcc and make".into()));
     }

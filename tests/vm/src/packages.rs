@@ -9,7 +9,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::host;
+use crate::host::{self, Found};
 use crate::{Result, VmError};
 
 /// Unpacked packages.
@@ -22,6 +22,11 @@ pub(crate) struct Packages {
 impl Packages {
     /// Gets these packages.
     pub(crate) fn fetch(names: &[&str]) -> Result<Self> {
+        static FETCHED: Found<Packages> = Found::new();
+        FETCHED.get(&names.join(" "), || Self::fetch_anew(names))
+    }
+
+    fn fetch_anew(names: &[&str]) -> Result<Self> {
         if host::find("apt-get").is_none() {
             return Err(VmError::Unavailable("this is not Debian: there is no apt-get".into()));
         }
@@ -88,6 +93,11 @@ impl Packages {
 
 /// The package of the current kernel: the one that Debian's meta-package depends on.
 pub(crate) fn kernel_package(kind: &str) -> Result<String> {
+    static NAMES: Found<String> = Found::new();
+    NAMES.get(kind, || find_kernel_package(kind))
+}
+
+fn find_kernel_package(kind: &str) -> Result<String> {
     let meta = format!("linux-{kind}-amd64");
     let depends = || host::capture(Command::new("apt-cache").args(["depends", &meta]));
     let find = |text: &str| first_dependency(text, &format!("linux-{kind}-"));

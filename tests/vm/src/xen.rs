@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::files::Files;
+use crate::host::Found;
 use crate::kernel::Kernel;
 use crate::machine::{self, PATH};
 use crate::packages::Packages;
@@ -33,6 +34,11 @@ xenconsoled --pid-file=/run/xen/xenconsoled.pid --log=all --log-dir=/var/log/xen
 
 /// Xen's packages, of the version that Debian's meta-package depends on.
 pub(crate) fn fetch() -> Result<Packages> {
+    static FETCHED: Found<Packages> = Found::new();
+    FETCHED.get("", find_packages)
+}
+
+fn find_packages() -> Result<Packages> {
     // Without apt, the reason is told where packages are fetched.
     if host::find("apt-cache").is_none() {
         return Packages::fetch(&[]);

@@ -30,7 +30,8 @@ fn save_and_restore(machine: &Machine, name: &str, guest: &Guest) -> Guest {
     restored
 }
 
-fn live(kind: &str) {
+/// `reboots`: how many after the restore. What a restart leaves behind shows in the next one.
+fn live(kind: &str, reboots: u32) {
     let Some(machine) = MACHINE.lend() else { return };
     let name = format!("life-{kind}");
     let (by_phy, by_script) = (format!("{name}-phy.img"), format!("{name}-script.img"));
@@ -50,11 +51,12 @@ fn live(kind: &str) {
 
     let guest = reboot(&machine, &name, &guest);
     hold(&guest, "reboot");
-    let guest = save_and_restore(&machine, &name, &guest);
+    let mut guest = save_and_restore(&machine, &name, &guest);
     hold(&guest, "restore");
-    // Twice, as what a restart leaves behind shows in the next one.
-    let guest = reboot(&machine, &name, &guest);
-    hold(&guest, "second reboot");
+    for _ in 0..reboots {
+        guest = reboot(&machine, &name, &guest);
+        hold(&guest, "reboot after the restore");
+    }
     disk::destroy(&machine, &name, guest);
     tap.destroy(&machine);
     disk::nothing_is_left(&machine);
@@ -65,12 +67,13 @@ fn live(kind: &str) {
 
 #[test]
 fn disks_of_a_pv_guest_outlive_reboots_and_a_restore() {
-    live("pv");
+    live("pv", 1);
 }
 
 #[test]
 fn disks_of_a_pvh_guest_outlive_reboots_and_a_restore() {
-    live("pvh");
+    // For dom0 it does what the other one does, in minutes of an emulated processor.
+    live("pvh", 0);
 }
 
 #[test]
