@@ -206,6 +206,13 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_uuid_is_printed_as_its_text_also_for_programmers_and_what_is_none_is_told() {
+        let text = format!("{:?}", Uuid([0x1f; 16]));
+        assert_eq!(text, "1f1f1f1f-1f1f-1f1f-1f1f-1f1f1f1f1f1f");
+        assert!(NotUuid.to_string().contains("8-4-4-4-12"));
+    }
+
     proptest! {
         #[test]
         fn a_printed_uuid_parses_as_the_same(bytes: [u8; 16]) {

@@ -98,3 +98,6 @@ fn open_next<H: Host>(
     known.push(identity);
     Ok(file)
 }
+
+#[cfg(test)]
+mod tests;

@@ -212,6 +212,18 @@ fn names_blocks_that_are_where_they_cannot_be() {
 }
 
 #[test]
+fn programs_know_a_finding_by_its_code_and_its_block() {
+    let options = CheckOptions { ignore_overlap: true, ..CheckOptions::default() };
+    let report = check(with_entry(2, 5), options, NOW);
+    let finding = report.invalid().unwrap();
+    let wanted = ("block-over-headers", Some(BlockIndex(2)), errno::EINVAL);
+    assert_eq!((finding.code(), finding.block(), finding.errno()), wanted);
+    let report = check(vec![0_u8; 512], options, NOW);
+    let finding = report.invalid().unwrap();
+    assert_eq!((finding.code(), finding.block()), ("end-footer", None));
+}
+
+#[test]
 fn counts_overlaps_that_are_too_many_to_list() {
     let mut spec = Spec::new(1000 << 9);
     spec.block_size = crate::header::BlockSize::new(512).unwrap();

@@ -132,7 +132,7 @@ fn takes_the_old_checksum_without_hidden_from_old_versions_only() {
 #[test]
 fn check_names_the_first_complaint() {
     type Change = fn(&mut [u8; FOOTER_SIZE]);
-    let table: [(&str, Change); 13] = [
+    let table: [(&str, Change); 14] = [
         ("invalid cookie", |bytes| bytes[0] = b'C'),
         ("invalid 'reserved' feature", |bytes| bytes[11] = 0),
         ("invalid extra features", |bytes| bytes[11] = 0x0a),
@@ -146,6 +146,7 @@ fn check_names_the_first_complaint() {
             put(bytes, 16, &[0xff; 8]);
             bytes[63] = 7;
         }),
+        ("invalid 'saved' state", |bytes| bytes[84] = 2),
         ("invalid 'hidden' state", |bytes| bytes[HIDDEN_AT] = 2),
         ("invalid 'reserved' bits", |bytes| bytes[511] = 1),
         ("invalid (NULL) uuid", |bytes| put(bytes, 68, &[0; 16])),
@@ -154,6 +155,10 @@ fn check_names_the_first_complaint() {
         assert_eq!(check(&with(change), Timestamp(2000)), Some(complaint));
     }
     assert_eq!(check(&dynamic().emit(), Timestamp(1000)), None);
+    // Temporary, saved, hidden, of the latest time that is no future.
+    let most = Footer { features: 3, saved: 1, hidden: 1, timestamp: Timestamp(2800), ..dynamic() };
+    assert_eq!(check(&most.emit(), Timestamp(1000)), None);
+    assert_eq!(check(&most.emit(), Timestamp(999)), Some("creation time in future"));
     let mut bytes = dynamic().emit();
     bytes[300] = 1;
     assert_eq!(check(&bytes, Timestamp(1000)), Some("invalid checksum"));
