@@ -59,6 +59,10 @@ mod tests {
     fn the_geometry_is_that_of_the_specification() {
         let geometry = |cylinders, heads, sectors| Geometry { cylinders, heads, sectors };
         assert_eq!(Geometry::of(20 << 20), geometry(602, 4, 17));
+        assert_eq!(Geometry::of(64 << 20), geometry(963, 8, 17));
+        assert_eq!(Geometry::of(16_000 * 17 * 512), geometry(1000, 16, 17));
+        assert_eq!(Geometry::of(16_384 * 17 * 512), geometry(561, 16, 31));
+        assert_eq!(Geometry::of(400_000 * 512), geometry(806, 16, 31));
         assert_eq!(Geometry::of(1 << 30), geometry(2080, 16, 63));
         assert_eq!(Geometry::of(2040 << 30), geometry(65_535, 16, 255));
     }

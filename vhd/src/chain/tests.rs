@@ -226,3 +226,19 @@ fn a_child_as_virtualbox_writes_it_is_read_through() {
     open(&host).unwrap().read_at(0, &mut all).unwrap();
     assert!(all == flat(&[child, parent], None));
 }
+
+/// 1,024 entries of a table are kept at a time.
+#[test]
+fn blocks_of_any_number_are_found_in_any_order() {
+    let block_size = crate::header::BlockSize::new(512).unwrap();
+    let spec = Spec { block_size, ..Spec::new(3000 * 512) };
+    let spec = spec.with(5, 1, 1).with(1023, 2, 2).with(2999, 1, 3);
+    let mut chain = open(&host_of(std::slice::from_ref(&spec), None)).unwrap();
+    let disk = spec.disk();
+    for sector in [2999, 5, 1024, 1023, 2998, 0] {
+        let mut read = [9; 512];
+        chain.read_at(sector * 512, &mut read).unwrap();
+        let start = usize::try_from(sector * 512).unwrap();
+        assert!(read == disk[start..start + 512], "{sector}");
+    }
+}

@@ -278,6 +278,24 @@ fn finds_data_in_any_byte_of_a_sector_that_is_not_there() {
         );
         assert_eq!(findings(&file), [""; 0]);
     }
+    // Two bytes that are the same.
+    let mut file = three_blocks().make();
+    put(&mut file, 8 * 512 + 9 * 512, &[7, 7]);
+    assert_eq!(checked(&file, options).len(), 1);
+}
+
+/// Of the other one nothing counts, neither of a copy nor of what the guest wrote last.
+#[test]
+fn blocks_are_those_of_the_footer_that_was_checked() {
+    let options = CheckOptions { ignore_end_footer: true, ..CheckOptions::default() };
+    let larger = Footer { current_size: u64::MAX, ..three_blocks().footer() };
+    let mut file = three_blocks().make();
+    put(&mut file, 0, &larger.emit());
+    assert_eq!(checked(&file, options), [""; 0]);
+    let mut file = three_blocks().make();
+    let end = file.len() as u64 - 512;
+    put(&mut file, end, &Footer { uuid: Uuid::NIL, ..larger }.emit());
+    assert_eq!(checked(&file, options), ["primary footer invalid: invalid (NULL) uuid"]);
 }
 
 #[test]

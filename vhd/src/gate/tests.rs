@@ -134,6 +134,27 @@ fn says_that_a_parent_is_forbidden_rather_than_that_another_is_missing() {
 }
 
 #[test]
+fn of_parents_that_are_missing_the_first_is_named() {
+    let mut file = Spec::child_of(&Spec::new(1 << 20), "first.vhd").make();
+    let header = *Image::load(&file, LoadOptions::default()).unwrap().header().unwrap();
+    let text = crate::locator::encode(header.locators[1].platform, "./other.vhd");
+    crate::testing::put(&mut file, header.locators[1].offset, &text);
+    let image = Image::load(&file, LoadOptions::default()).unwrap();
+    let child = Path::new("/vhds/child.vhd");
+    let error = Gate::everywhere().parent(&host(), child, &image).unwrap_err();
+    assert_eq!(error.kind(), &ErrorKind::ParentNotFound { name: String::from("./first.vhd") });
+}
+
+/// On a real host the directory of the child is there, and can be read.
+#[test]
+fn an_empty_name_does_not_stand_for_the_directory() {
+    let host = host().with("/vhds", vec![0; 512]);
+    let child = Path::new("/vhds/child.vhd");
+    let error = Gate::everywhere().resolve(&host, child, "", true).unwrap_err();
+    assert_eq!(error.kind(), &ErrorKind::ParentNotFound { name: String::new() });
+}
+
+#[test]
 fn an_image_without_locators_has_no_parent_to_open() {
     let file = Spec::new(1 << 20).make();
     let image = Image::load(&file, LoadOptions::default()).unwrap();

@@ -67,6 +67,10 @@ fn tells_an_empty_file_from_one_that_ends_early() {
         file.truncate(length);
         assert_eq!(load(&file).unwrap_err().errno(), errno, "{length} bytes");
     }
+    // What is looked for last is the copy.
+    let error = load(&vec![0; 100]).unwrap_err();
+    let wanted = ErrorKind::Truncated { part: Part::FooterCopy, found: 100, wanted: 512 };
+    assert_eq!(error.kind(), &wanted);
 }
 
 #[test]
@@ -147,6 +151,110 @@ fn hidden_of_old_creators_is_that_of_the_copy() {
     assert_eq!(load(&file).unwrap().footer_place(), FooterPlace::End);
 }
 
+/// The start of a fixed image belongs to its guest, and a new creator changes both footers.
+#[test]
+fn hidden_is_that_of_the_footer_where_the_copy_says_nothing() {
+    let old = Footer {
+        creator_version: 0x0001_0001,
+        ..Footer::new(DiskType::Fixed, 1024, Uuid([1; 16]), crate::units::Timestamp(0))
+    };
+    let mut file = vec![1; 1024];
+    file.extend(old.emit());
+    assert_eq!(load(&file).unwrap().hidden(), Ok(0));
+    let mut file = two_blocks().make();
+    put(&mut file, 0, &Footer { hidden: 1, ..two_blocks().footer() }.emit());
+    assert_eq!(load(&file).unwrap().hidden(), Ok(0));
+}
+
+/// Creators of version 1.1 made images with a batmap and without.
+#[test]
+fn a_batmap_that_is_not_there_is_an_error_where_there_must_be_one() {
+    for (creator_version, wanted) in
+        [(batmap::CREATOR_VERSION_MIN, Ok(None)), (0x0001_0003, Err(()))]
+    {
+        let mut file = two_blocks().make();
+        let footer = Footer { creator_version, ..two_blocks().footer() };
+        let end = file.len() as u64 - 512;
+        put(&mut file, end, &footer.emit());
+        put(&mut file, 2048, &[0; 8]);
+        assert_eq!(load(&file).unwrap().batmap().map_err(|_| ()), wanted);
+    }
+}
+
+#[test]
+fn a_file_may_end_where_its_table_does() {
+    let block_size = BlockSize::new(512).unwrap();
+    let (creator, end) = (Creator::Qemu, End::Nothing);
+    let file = Spec { creator, end, block_size, ..Spec::new(128 * 512) }.make();
+    assert_eq!((file.len(), load(&file).unwrap().file_size()), (2048, 2048));
+    assert_eq!(load(&file).unwrap().bat().map(|bat| bat.allocated().count()), Ok(0));
+}
+
+/// A file that fails, or grows, after it was loaded.
+struct Changing {
+    bytes: Vec<u8>,
+    length: std::cell::Cell<usize>,
+    is_failing: std::cell::Cell<bool>,
+}
+
+impl ReadAt for Changing {
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
+        if self.is_failing.get() {
+            return Err(ErrorKind::Io { errno: 5 }.into());
+        }
+        self.bytes[..self.length.get()].read_at(offset, buffer)
+    }
+
+    fn length(&self) -> Result<u64> {
+        self.bytes[..self.length.get()].length()
+    }
+}
+
+fn changing(bytes: Vec<u8>, length: usize) -> Image<Changing> {
+    let (length, is_failing) = (std::cell::Cell::new(length), std::cell::Cell::new(false));
+    Image::load(Changing { bytes, length, is_failing }, LoadOptions::default()).unwrap()
+}
+
+/// Else the data of an encrypted disk would be taken for what its guest wrote.
+#[test]
+fn storage_that_fails_does_not_say_that_there_is_no_key_and_no_batmap() {
+    let file = two_blocks().make();
+    let length = file.len();
+    let image = changing(file, length);
+    assert_eq!(image.is_encrypted(), Ok(false));
+    image.source().is_failing.set(true);
+    assert_eq!(image.is_encrypted().unwrap_err().errno(), 5);
+    assert_eq!(image.layout().unwrap_err().errno(), 5);
+}
+
+/// With 16 TiB of disk the batmap has 1 MiB, as many bits as a table may have entries.
+#[test]
+fn the_largest_batmap_is_read_and_no_larger_one_also_in_a_file_that_has_grown() {
+    let spec = Spec::new(8 << 20);
+    let limit = u64::from(bat::ENTRIES_MAX / 8);
+    let with_size = |current_size: u64, map: usize| {
+        let mut file = spec.make();
+        let loaded = file.len();
+        let footer = Footer { current_size, ..spec.footer() };
+        put(&mut file, loaded as u64 - 512, &footer.emit());
+        file.resize(2560 + map, 0);
+        let mut header = BatmapHeader::new(1536, 4);
+        header.sectors = 2050;
+        header.checksum = header.checksum_of(&file[2560..]);
+        put(&mut file, 2048, &header.emit());
+        changing(file, loaded)
+    };
+    let image = with_size(1 << 44, 1 << 20);
+    let error = image.batmap().unwrap_err();
+    assert!(matches!(error.kind(), ErrorKind::Truncated { part: Part::Batmap, .. }), "{error}");
+    image.source().length.set(image.source().bytes.len());
+    assert_eq!(image.batmap().unwrap().unwrap().map.len() as u64, limit);
+    let image = with_size((1 << 44) + (512 << 24), (1 << 20) + 512);
+    let (what, unit, found) = ("Batmap", "bytes", limit + 512);
+    let wanted = ErrorKind::TooLarge { what, found, limit, unit };
+    assert_eq!(image.batmap().unwrap_err().kind(), &wanted);
+}
+
 #[test]
 fn a_fixed_image_has_no_blocks() {
     let mut file = vec![0; 1024];
@@ -215,7 +323,7 @@ fn takes_no_memory_for_a_table_that_the_file_has_no_room_for() {
     put(&mut file, 512, &Header::new(1536, 1 << 20, BlockSize::DEFAULT).emit());
     let error = load(&file).unwrap().bat().unwrap_err();
     let wanted = ErrorKind::Truncated { part: Part::Bat, found: 2560, wanted: 4_177_920 };
-    assert_eq!(error.kind(), &wanted);
+    assert_eq!((error.kind(), error.offset()), (&wanted, Some(1536)));
 }
 
 proptest! {

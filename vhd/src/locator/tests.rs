@@ -89,6 +89,7 @@ fn check_names_the_first_complaint() {
     assert_eq!(complaint(|it| it.offset += 1), Some("invalid data offset"));
     assert_eq!(complaint(|it| it.space = 0), Some("invalid data space"));
     assert_eq!(complaint(|it| it.length = 0), Some("invalid data length"));
+    assert_eq!(complaint(|it| it.length = 512), None);
     assert_eq!(complaint(|it| it.length = 513), Some("invalid size"));
     assert_eq!(complaint(|it| it.reserved = 1), Some("invalid reserved bits"));
 }

@@ -30,6 +30,7 @@ fn volumes_keep_their_name_in_the_mapper() {
     assert_eq!(of(&host, "/dev/mapper/VG--1-VHD--a--b"), "/dev/mapper/VG--1-VHD--a--b");
     assert_eq!(of(&host, "/dev/VG-1/VHD-a-b"), "/dev/mapper/VG--1-VHD--a--b");
     assert_eq!(of(&host, "/dev/./VG-1//VHD-a-b"), "/dev/mapper/VG--1-VHD--a--b");
+    assert_eq!(canonical(&host, Path::new("/dev/mapper/gone")).unwrap_err().errno(), 2);
     assert_eq!(of(&host, "/dev/dm-1"), "/dev/dm-1");
     assert_eq!(of(&host, "/dev/disk/by"), "/dev/sda");
 }
