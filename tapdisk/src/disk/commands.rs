@@ -23,6 +23,7 @@ use crate::server::shared::ImageLabel;
 use crate::vbd::retry::RetryPolicy;
 
 impl DiskThread {
+    #[inline(never)]
     pub(super) fn command(&mut self, ticket: u64, command: Command) {
         let result = match command {
             Command::Open(request) => self.open(ticket, request),
@@ -79,8 +80,9 @@ impl DiskThread {
 
     /// The next attempt, when it is due.
     fn try_again(&mut self) {
-        let now = self.clock.now();
-        if let Some(again) = self.again.take_if(|again| again.next() <= now) {
+        // Mostly there is none, and the clock is not read.
+        let clock = self.clock;
+        if let Some(again) = self.again.take_if(|again| again.next() <= clock.now()) {
             let ticket = again.ticket;
             if let Some(result) = self.attempt(again) {
                 (self.wiring.respond)(ticket, result);

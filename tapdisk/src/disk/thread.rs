@@ -300,9 +300,12 @@ impl DiskThread {
         let removal = self.removal.map(|(_, next)| next);
         let again = self.again.as_ref().map(Again::next);
         let vbd = self.disk.vbd.deadline();
-        let doors = self.disk.doors().filter_map(|(_, door)| door.deadline()).min();
+        let Disk { ring, nbd, .. } = &self.disk;
+        let ring = ring.as_ref().and_then(Frontend::deadline);
+        let nbd = nbd.as_ref().and_then(Frontend::deadline);
         let publish = self.is_stale.then(|| self.published.after(PUBLISH_INTERVAL));
-        [removal, again, vbd, doors, publish].into_iter().flatten().min()
+        let (own, doors) = (Now::earlier(removal, again), Now::earlier(ring, nbd));
+        Now::earlier(Now::earlier(own, vbd), Now::earlier(doors, publish))
     }
 
     fn collect(&mut self) {
