@@ -54,12 +54,12 @@ impl<T: Copy + Default> Row<T> {
     #[inline(always)]
     pub(crate) fn push(&mut self, item: T) {
         // One look at the bound, and no sum above it.
-        if let Some(place) = self.table.get_mut(self.end) {
-            *place = item;
-            self.end = self.end.wrapping_add(1);
-        } else {
-            self.push_to_front(item);
-        }
+        let place = match self.table.get_mut(self.end) {
+            Some(place) => place,
+            None => self.move_to_front(),
+        };
+        *place = item;
+        self.end = self.end.wrapping_add(1);
     }
 
     /// Puts one before all that wait.
@@ -110,15 +110,14 @@ impl<T: Copy + Default> Row<T> {
         (self.first, self.end) = (0, 0);
     }
 
-    /// Moves all that wait to the front of the table, and appends one.
+    /// Moves all that wait to the front of the table; returns the place behind them.
     #[cold]
     #[inline(never)]
-    fn push_to_front(&mut self, item: T) {
+    fn move_to_front(&mut self) -> &mut T {
         assert!(self.first > 0, "a row of this capacity is full");
         self.table.copy_within(self.first.., 0);
-        let len = self.end - self.first;
-        self.table[len] = item;
-        (self.first, self.end) = (0, len + 1);
+        (self.first, self.end) = (0, self.len());
+        &mut self.table[self.end]
     }
 }
 

@@ -208,11 +208,12 @@ impl Engine {
         }
     }
 
+    /// Takes the request that `make` makes: each engine looks at what it needs of it.
     #[inline(always)]
-    pub(super) fn stage(&mut self, request: &Request<'_>) {
+    pub(super) fn stage<'a>(&mut self, make: impl Fn() -> Request<'a>) {
         match self {
-            Self::Aio(aio) => aio.stage(request),
-            _ => self.stage_other(request),
+            Self::Aio(aio) => aio.stage(&make()),
+            _ => self.stage_other(&make()),
         }
     }
 

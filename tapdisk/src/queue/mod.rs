@@ -373,8 +373,8 @@ impl Queue {
         assert!(self.has_room(), "push without room");
         assert!(io.segments.len() <= SEGMENTS_MAX, "too many segments");
         assert!(io.len > 0 || io.op == IoOp::Flush, "an I/O of no bytes");
-        let end = io.offset.saturating_add(io.len);
-        assert!(end <= i64::MAX.cast_unsigned(), "past the largest offset");
+        let end = io.offset.checked_add(io.len).filter(|end| *end <= i64::MAX.cast_unsigned());
+        let end = end.expect("an I/O ends below the largest offset");
         self.has_neighbours |= io.offset == self.last_end;
         self.last_end = end;
         let (verb, then_sync) = first_step(io.op, &self.files, io.file);

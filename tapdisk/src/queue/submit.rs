@@ -105,7 +105,7 @@ impl Queue {
             }
         }
         let (fd, pieces) = (self.files.fd(file), self.iovecs.get(span));
-        self.engine.stage(&Request { key, verb, file, fd, offset, len, pieces });
+        self.engine.stage(|| Request { key, verb, file, fd, offset, len, pieces });
         self.staged.push(head);
         true
     }
