@@ -162,7 +162,7 @@ impl Disk {
     fn finish_all(&mut self, door: &mut NbdDoor) {
         while let Some(request) = self.running.pop() {
             let answer = self.perform(&request);
-            door.answer(&request, &answer, &mut self.memory);
+            door.answer(&request, answer, &mut self.memory);
         }
     }
 

@@ -133,7 +133,10 @@ impl Chain {
         {
             return Some((file, offset, 0));
         }
-        if self.is_bare { self.short_in_images(slot, request) } else { None }
+        // Taken apart: what another function returns lies in memory.
+        let (file, offset, layer) =
+            if self.is_bare { self.short_in_images(slot, request)? } else { return None };
+        Some((file, offset, layer))
     }
 
     #[inline(never)]

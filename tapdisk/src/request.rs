@@ -76,9 +76,11 @@ impl Segments {
     /// Becomes one piece.
     #[inline]
     pub fn set(&mut self, segment: Segment) {
-        self.items[0] = segment;
+        // Field by field: as a whole it would go through the stack.
+        let Segment { region, offset, len } = segment;
+        self.items[0] = Segment { region, offset, len };
         self.count = 1;
-        self.bytes = u64::from(segment.len);
+        self.bytes = u64::from(len);
     }
 
     /// Forgets all pieces.

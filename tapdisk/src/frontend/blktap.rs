@@ -233,7 +233,7 @@ impl Frontend for BlktapDoor {
     }
 
     #[inline]
-    fn answer(&mut self, request: &Request, answer: &Answer, _: &mut Memory) {
+    fn answer(&mut self, request: &Request, answer: Answer, _: &mut Memory) {
         let id = RequestId::new(request.token.number).expect("what a ring names its requests");
         self.ring.respond(id, answer.status.to_blkif());
         self.unpushed = true;

@@ -104,7 +104,7 @@ pub trait Frontend {
         Self: Sized;
 
     /// Takes the answer to a request that it started, and with it the request as it was.
-    fn answer(&mut self, request: &Request, answer: &Answer, memory: &mut Memory);
+    fn answer(&mut self, request: &Request, answer: Answer, memory: &mut Memory);
 
     /// Sends what has been answered since the last call: one notification for all.
     fn flush(&mut self, memory: &mut Memory);

@@ -51,7 +51,7 @@ impl MockIntake {
             Err(errno) => Status::Failed(errno).into(),
             Ok(()) => self.perform(&request),
         };
-        door.answer(&request, &answer, &mut self.memory);
+        door.answer(&request, answer, &mut self.memory);
         request
     }
 

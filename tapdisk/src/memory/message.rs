@@ -79,17 +79,24 @@ impl<'a> Incoming<'a> {
         part_len: u32,
         others: impl ExactSizeIterator<Item = Segment>,
     ) {
-        let first = self.0.memory.iovec(first);
+        let Pieces { memory, count, bytes } = &mut self.0;
+        let Memory { regions, iovecs, .. } = &mut **memory;
+        let (first, others_len) = (super::iovec(regions, first), others.len());
         let part_len = part_len as usize;
-        let is_enough = others.len().checked_mul(part_len).is_some_and(|all| all <= first.iov_len);
-        assert!(is_enough, "{} parts of {part_len} in {} bytes", others.len(), first.iov_len);
-        let mut iov_base = first.iov_base;
-        for other in others {
-            self.0.push(libc::iovec { iov_base, iov_len: part_len });
-            self.segment(other);
+        let is_enough = others_len.checked_mul(part_len).is_some_and(|all| all <= first.iov_len);
+        assert!(is_enough, "{others_len} parts of {part_len} in {} bytes", first.iov_len);
+        let (pairs, _) = iovecs[*count..].as_chunks_mut::<2>();
+        assert!(others_len <= pairs.len(), "no room for {others_len} pairs");
+        *count += 2 * others_len;
+        let (mut pairs, mut iov_base) = (pairs.iter_mut(), first.iov_base);
+        others.for_each(|other| {
+            let other = super::iovec(regions, other);
+            *bytes += part_len + other.iov_len;
+            let pair = pairs.next().expect("there is room for as many");
+            *pair = [libc::iovec { iov_base, iov_len: part_len }, other];
             // Inside `first`, or its end: as many parts fit as there are others.
             iov_base = iov_base.wrapping_byte_add(part_len);
-        }
+        });
     }
 
     /// How many bytes fit.

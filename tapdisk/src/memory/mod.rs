@@ -107,10 +107,33 @@ struct Region {
 
 const NO_REGION: Region = Region { base: std::ptr::null_mut(), len: 0 };
 
+/// By [`RegionId`].
+type Regions = [Region; REGIONS];
+
+/// The address of a segment.
+///
+/// # Panics
+/// When it is not inside its region: our own error, a door checks what it takes from outside.
+#[inline]
+fn address(regions: &Regions, segment: Segment) -> *mut u8 {
+    let region = regions[segment.region as usize];
+    let (offset, len) = (segment.offset as usize, segment.len as usize);
+    if offset.checked_add(len).is_none_or(|end| end > region.len) {
+        outside(segment, region.len);
+    }
+    // SAFETY: the offset is inside the mapping, checked above.
+    unsafe { region.base.add(offset) }
+}
+
+/// The segment as the kernel takes it.
+#[inline]
+fn iovec(regions: &Regions, segment: Segment) -> libc::iovec {
+    libc::iovec { iov_base: address(regions, segment).cast(), iov_len: segment.len as usize }
+}
+
 /// All memory that the I/O of one disk touches.
 pub struct Memory {
-    /// By [`RegionId`].
-    regions: [Region; REGIONS],
+    regions: Regions,
     buddy: Buddy,
     /// Whether nobody has the page behind those of the buddy: see [`Memory::allocate_spare`].
     is_spare_free: bool,
@@ -240,19 +263,10 @@ impl Memory {
         u64::from(self.buddy.free_pages()) * u64::from(PAGE_SIZE)
     }
 
-    /// The address of a segment.
-    ///
-    /// # Panics
-    /// When it is not inside its region: our own error, a door checks what it takes from outside.
+    /// The address of a segment: [`address`].
     #[inline]
     fn address(&self, segment: Segment) -> *mut u8 {
-        let region = self.regions[segment.region as usize];
-        let (offset, len) = (segment.offset as usize, segment.len as usize);
-        if offset.checked_add(len).is_none_or(|end| end > region.len) {
-            outside(segment, region.len);
-        }
-        // SAFETY: the offset is inside the mapping, checked above.
-        unsafe { region.base.add(offset) }
+        address(&self.regions, segment)
     }
 
     /// The address of `N` bytes at byte `offset` of a segment.
@@ -270,7 +284,7 @@ impl Memory {
     /// The segment as the kernel takes it.
     #[inline]
     pub(crate) fn iovec(&self, segment: Segment) -> libc::iovec {
-        libc::iovec { iov_base: self.address(segment).cast(), iov_len: segment.len as usize }
+        iovec(&self.regions, segment)
     }
 
     /// Fills it with zeros.

@@ -21,8 +21,7 @@ impl Intake for VbdIntake<'_> {
 
     #[inline(always)]
     fn start(&mut self, fill: impl FnOnce(&mut Request)) {
-        let index = self.vbd.slots.take(self.door, self.vbd.now, fill);
-        self.vbd.start(index);
+        self.vbd.start(self.door, fill);
     }
 
     fn abandon(&mut self, peer: u16) -> bool {

@@ -223,21 +223,11 @@ impl Vbd {
         usize::from(SLOTS) - self.slots.count(Place::Free)
     }
 
-    /// Begins a request that has just been filled in.
-    #[inline(always)]
-    fn start(&mut self, index: SlotIndex) {
-        if self.slots.count(Place::Running) == 1 && !self.is_held_up() {
-            self.busy_since = self.now;
-        }
-        let Slot { request, door, .. } = self.slots.get(index);
-        self.counters.submitted(*door, request.op, request.len);
-        if !self.start_short(index) {
-            self.start_any(index);
-        }
-    }
-
+    /// Begins a request that does not go the short way.
     #[inline(never)]
     fn start_any(&mut self, index: SlotIndex) {
+        let Slot { request, door, .. } = self.slots.get(index);
+        self.counters.submitted(*door, request.op, request.len);
         match check::check(&self.slots.get(index).request, self.info) {
             Ok(()) => self.begin(index),
             Err(errno) => self.finished(index, Status::Failed(errno)),
@@ -309,7 +299,7 @@ impl Vbd {
             "a completion belongs to a request that runs"
         );
         if self.end_short(index, completion) {
-            return self.finish(index);
+            return;
         }
         let slot = self.slots.get_mut(index);
         if completion.extent.is_some() && slot.progress.extent.is_none() {
@@ -367,21 +357,22 @@ impl Vbd {
         }
     }
 
+    /// A request has ended.
     #[inline(always)]
     fn finished(&mut self, index: SlotIndex, status: Status) {
         self.slots.get_mut(index).status = status;
-        self.finish(index);
-    }
-
-    /// A request has ended, with the status that it has.
-    #[inline(always)]
-    fn finish(&mut self, index: SlotIndex) {
         self.slots.finish(index);
-        self.last_end = self.now;
-        self.watchdog_barked = false;
+        self.progressed();
         if self.slots.count(Place::AwaitingWrites) > 0 {
             self.begin_flushes();
         }
+    }
+
+    /// The storage is alive.
+    #[inline(always)]
+    fn progressed(&mut self) {
+        self.last_end = self.now;
+        self.watchdog_barked = false;
     }
 
     /// Begins the flushes that wait for nothing any more, oldest first.
@@ -426,7 +417,7 @@ impl Vbd {
     /// it.
     pub fn answers(
         &mut self,
-        mut deliver: impl FnMut(DoorIndex, &Request, &Answer, &mut Memory),
+        mut deliver: impl FnMut(DoorIndex, &Request, Answer, &mut Memory),
     ) -> usize {
         let Self { slots, counters, memory, now, .. } = self;
         slots.free_finished(|slot| {
@@ -434,7 +425,7 @@ impl Vbd {
             let elapsed_us = now.microseconds_since(slot.started);
             let is_done = slot.status == Status::Done;
             counters.completed(slot.door, slot.request.op, is_done, elapsed_us);
-            deliver(slot.door, &slot.request, &answer, memory);
+            deliver(slot.door, &slot.request, answer, memory);
         })
     }
 
@@ -446,7 +437,7 @@ impl Vbd {
         let retry = retry.map(|index| self.slots.get(index).due);
         let watched = !self.watchdog_barked && !self.is_drained();
         let watchdog = watched.then(|| self.last_progress().after(WATCHDOG));
-        [retry, self.space_due(), watchdog].into_iter().flatten().min()
+        Now::earlier(Now::earlier(retry, self.space_due()), watchdog)
     }
 
     fn last_progress(&self) -> Now {

@@ -58,7 +58,7 @@ impl Ahead {
 
     /// Takes note of a write of so many bytes.
     #[inline]
-    fn saw_write(&mut self, len: u32) {
+    pub(super) fn saw_write(&mut self, len: u32) {
         if len == 0 || len > PAGE_SIZE {
             self.row = 0;
         } else if len == self.len && self.row > 0 {
@@ -66,6 +66,12 @@ impl Ahead {
         } else {
             (self.len, self.row, self.most) = (len, 1, 0);
         }
+    }
+
+    /// Takes note of a request that is no write.
+    #[inline]
+    pub(super) fn saw_other(&mut self) {
+        self.row = 0;
     }
 
     /// Takes note that so many requests are under way.
@@ -85,6 +91,17 @@ impl Ahead {
         self.laid -= REQUEST_BYTES + received;
         let page = self.pages.pop().expect("each write that is laid out has a page");
         Some((page, received))
+    }
+
+    /// The buffer of a write of so many bytes, if all of its payload was received there.
+    #[inline(always)]
+    pub(super) fn take_whole(&mut self, len: u32) -> Option<Segment> {
+        let laid = self.laid.checked_sub(REQUEST_BYTES + len)?;
+        if len != self.len {
+            return None;
+        }
+        self.laid = laid;
+        Some(self.pages.pop().expect("each write that is laid out has a page"))
     }
 
     /// Forgets all; hands the buffers out.
@@ -114,7 +131,7 @@ impl Client {
         if is_write {
             self.ahead.saw_write(raw.len);
         } else {
-            self.ahead.row = 0;
+            self.ahead.saw_other();
         }
     }
 

@@ -109,7 +109,7 @@ impl NbdConfig {
         let clients_max = u16::try_from(TOKENS_PER_DOOR - 1).expect("a small number");
         assert!((1..=clients_max).contains(&self.clients_max), "{self:?}");
         assert!((1..=4096).contains(&self.requests_per_client), "{self:?}");
-        assert!(self.payload_bytes_max >= 4096, "{self:?}");
+        assert!(self.payload_bytes_max >= PAGE_SIZE, "{self:?}");
         assert!(self.bytes_per_client >= self.payload_bytes_max, "{self:?}");
         assert!(self.bytes_per_client <= 1 << 30, "{self:?}");
         assert!((handshake::OPTION_BYTES_MAX..=1 << 20).contains(&self.staging_bytes), "{self:?}");
@@ -255,15 +255,15 @@ impl NbdDoor {
         }
         // As many as there are places: more in one turn would only push each other out.
         for _ in 0..self.shared.config.clients_max {
+            let (true, Some(listener)) = (self.listener_ready, &self.listener) else {
+                return;
+            };
             // Who came in this very turn may be gone already; the next turn shows. Until then the
             // others wait where they are.
             let is_fresh = |number: &u16| self.clients[usize::from(*number)].phase == Phase::Fresh;
             if self.vacant().is_none() && self.live.iter().any(is_fresh) {
                 break;
             }
-            let (true, Some(listener)) = (self.listener_ready, &self.listener) else {
-                return;
-            };
             match listener.accept() {
                 Ok((stream, _)) => self.take_in(stream, memory),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
@@ -426,7 +426,7 @@ impl Frontend for NbdDoor {
     }
 
     #[inline]
-    fn answer(&mut self, request: &Request, answer: &Answer, memory: &mut Memory) {
+    fn answer(&mut self, request: &Request, answer: Answer, memory: &mut Memory) {
         let client = &mut self.clients[usize::from(request.token.peer)];
         self.shared.stats.answers = self.shared.stats.answers.wrapping_add(1);
         client.answered(request, answer, &mut self.shared, memory);

@@ -18,7 +18,7 @@ use super::wire::{
 };
 use crate::frontend::Intake;
 use crate::memory::{Memory, Segment};
-use crate::request::{Answer, Op, Request, Token};
+use crate::request::{Answer, Extent, Op, Request, Token};
 use crate::status::Status;
 
 /// From this length on, in bytes, payload is better received where it belongs than copied there: a
@@ -68,6 +68,7 @@ impl Client {
     }
 
     /// Starts the block status requests again that are not at their end.
+    #[inline(never)]
     pub(super) fn look_further(&mut self, shared: &mut Shared, intake: &mut impl Intake) {
         while self.lookups.has_again() {
             if !intake.has_room() {
@@ -77,10 +78,13 @@ impl Client {
             }
             let (number, lookup) = self.lookups.pop_again().expect("there is one");
             let (range, buffer) = (lookup.rest(), Segment::EMPTY);
-            self.start_rarely(Op::BlockStatus, false, number, range, buffer, shared, intake);
+            self.start(Op::BlockStatus, false, number, range, buffer, shared, intake);
         }
     }
 
+    /// Takes requests out of the staging buffer. A function of its own: what is around it would
+    /// take up registers that the requests need.
+    #[inline(never)]
     fn take_staged(
         &mut self,
         quota: &mut u32,
@@ -102,30 +106,80 @@ impl Client {
                 shared.out_of_room = true;
                 return Ok(Taken::Blocked);
             }
-            if let Some(Partial { raw, fua, buffer, .. }) = self.partial.take() {
-                self.start_rarely(Op::Write, fua, raw.cookie, raw.range(), buffer, shared, intake);
+            if self.partial.is_some() {
+                self.start_received(shared, intake);
                 continue;
             }
             if self.owed == shared.config.requests_per_client {
                 return Ok(Taken::Blocked);
             }
-            let bytes = intake.memory().read(self.staging, self.start);
-            let raw = RawRequest::parse(&bytes).ok_or(Gone::Fault)?;
-            self.compare(&raw, shared, intake.memory());
-            match wire::judge(&raw, self.features, shared.config.payload_bytes_max) {
-                Verdict::Accept(command) => {
-                    if !self.accept(&raw, command, shared, intake) {
-                        return Ok(Taken::Blocked);
-                    }
-                }
-                Verdict::Refuse(errno, drain) => self.refuse(&raw, errno, drain, shared, intake),
-                Verdict::Disconnect => {
-                    self.phase = Phase::Closing;
-                    return Ok(Taken::Goodbye);
-                }
-                Verdict::Hangup => return Err(Gone::Fault),
+            if self.take_plain(shared, intake) {
+                continue;
+            }
+            if let Some(end) = self.take_any(shared, intake)? {
+                return Ok(end);
             }
         }
+    }
+
+    /// The short way of most requests: a plain read for which a page is kept, or a plain write all
+    /// of whose payload lies in one. Any other stays where it is, for [`Client::take_any`].
+    #[inline(always)]
+    fn take_plain(&mut self, shared: &mut Shared, intake: &mut impl Intake) -> bool {
+        let bytes = intake.memory().read(self.staging, self.start);
+        let Some(raw) = RawRequest::parse(&bytes) else { return false };
+        let Some(op) = wire::plain(&raw) else { return false };
+        let page = match op {
+            Op::Read if self.ahead.is_laid_out() => None,
+            Op::Read => self.take_page(raw.len, shared),
+            _ => self.ahead.take_whole(raw.len),
+        };
+        let Some(page) = page else { return false };
+        match op {
+            Op::Read => self.ahead.saw_other(),
+            _ => self.ahead.saw_write(raw.len),
+        }
+        self.took_request();
+        self.start(op, false, raw.cookie, raw.range(), page, shared, intake);
+        true
+    }
+
+    /// A page that is kept, for a request of so many bytes; within this client's bound.
+    #[inline(always)]
+    fn take_page(&mut self, bytes: u32, shared: &mut Shared) -> Option<Segment> {
+        let held = self.held + bytes;
+        if held > shared.config.bytes_per_client {
+            return None;
+        }
+        let page = shared.take_page(bytes)?;
+        self.held = held;
+        Some(page)
+    }
+
+    /// Takes the request at the start of the staging buffer, whatever it is. Says why that is the
+    /// end for now, if it is.
+    #[inline(never)]
+    fn take_any(
+        &mut self,
+        shared: &mut Shared,
+        intake: &mut impl Intake,
+    ) -> Result<Option<Taken>, Gone> {
+        let bytes = intake.memory().read(self.staging, self.start);
+        let raw = RawRequest::parse(&bytes).ok_or(Gone::Fault)?;
+        self.compare(&raw, shared, intake.memory());
+        let is_taken = match wire::judge(&raw, self.features, shared.config.payload_bytes_max) {
+            Verdict::Accept(command) => self.accept(&raw, command, shared, intake),
+            Verdict::Refuse(errno, drain) => {
+                self.refuse(&raw, errno, drain, shared, intake);
+                true
+            }
+            Verdict::Disconnect => {
+                self.phase = Phase::Closing;
+                return Ok(Some(Taken::Goodbye));
+            }
+            Verdict::Hangup => return Err(Gone::Fault),
+        };
+        Ok(if is_taken { None } else { Some(Taken::Blocked) })
     }
 
     /// Whether there is a request, or the last of one's payload.
@@ -154,9 +208,15 @@ impl Client {
         taken == rest
     }
 
+    /// Starts the write whose last payload has come.
+    #[inline(never)]
+    fn start_received(&mut self, shared: &mut Shared, intake: &mut impl Intake) {
+        let Partial { raw, fua, buffer, .. } = self.partial.take().expect("the caller asked");
+        self.start(Op::Write, fua, raw.cookie, raw.range(), buffer, shared, intake);
+    }
+
     /// Takes a well-formed request out of the staging buffer; `false` when there is no memory for
     /// it.
-    #[inline]
     fn accept(
         &mut self,
         raw: &RawRequest,
@@ -167,11 +227,9 @@ impl Client {
         let is_write = command.op == Op::Write;
         if is_write && let Some((buffer, received)) = self.ahead.take(raw.len) {
             self.took_request();
+            self.partial = Some(Partial { raw: *raw, fua: command.fua, buffer, received });
             if received == raw.len {
-                let (fua, number) = (command.fua, raw.cookie);
-                self.start(Op::Write, fua, number, raw.range(), buffer, shared, intake);
-            } else {
-                self.partial = Some(Partial { raw: *raw, fua: command.fua, buffer, received });
+                self.start_received(shared, intake);
             }
             return true;
         }
@@ -298,29 +356,13 @@ impl Client {
         self.running = self.running.wrapping_add(1);
         shared.stats.requests = shared.stats.requests.wrapping_add(1);
         let token = Token { peer: self.number, number };
-        intake.start(|request| {
+        intake.start(move |request| {
             request.set(token, op, range);
             request.fua = fua;
-            if buffer.len > 0 {
+            if op.has_data() {
                 request.segments.set(buffer);
             }
         });
-    }
-
-    /// The same where there are fewer.
-    #[inline(never)]
-    #[expect(clippy::too_many_arguments, reason = "as above")]
-    fn start_rarely(
-        &mut self,
-        op: Op,
-        fua: bool,
-        number: u64,
-        range: (u64, u64),
-        buffer: Segment,
-        shared: &mut Shared,
-        intake: &mut impl Intake,
-    ) {
-        self.start(op, fua, number, range, buffer, shared, intake);
     }
 
     /// Takes the answer to a request of this client.
@@ -328,7 +370,7 @@ impl Client {
     pub(super) fn answered(
         &mut self,
         request: &Request,
-        answer: &Answer,
+        answer: Answer,
         shared: &mut Shared,
         memory: &mut Memory,
     ) {
@@ -336,7 +378,7 @@ impl Client {
         shared.released = true;
         let (op, cookie, buffer) = (request.op, request.token.number, request.segments.first());
         if self.phase == Phase::Dead || op == Op::BlockStatus {
-            return self.answered_rarely(request, answer, shared, memory);
+            return self.answered_rarely(request, answer.status, answer.extent, shared, memory);
         }
         if op == Op::Read && answer.status == Status::Done {
             let header = if self.features.structured {
@@ -362,7 +404,8 @@ impl Client {
     fn answered_rarely(
         &mut self,
         request: &Request,
-        answer: &Answer,
+        status: Status,
+        extent: Option<Extent>,
         shared: &mut Shared,
         memory: &mut Memory,
     ) {
@@ -381,8 +424,8 @@ impl Client {
             }
             return;
         }
-        if answer.status == Status::Done {
-            let extent = answer.extent.expect("a block status that is done has an extent");
+        if status == Status::Done {
+            let extent = extent.expect("a block status that is done has an extent");
             if self.lookups.describe(number, extent, memory) {
                 shared.blocked = true;
                 return;
@@ -394,7 +437,7 @@ impl Client {
         let header = if descriptors_len > 0 {
             Header::block_status(lookup.cookie, descriptors_len)
         } else {
-            Header::failure(Some(request.op), self.features, lookup.cookie, answer.status)
+            Header::failure(Some(request.op), self.features, lookup.cookie, status)
         };
         self.outbox.push(header, buffer, descriptors_len);
     }

@@ -92,23 +92,25 @@ impl Shared {
         self.stats.requests.wrapping_sub(self.stats.answers)
     }
 
-    /// A buffer for a request. Who does not get one is served before everybody else, so that a
-    /// large request is not starved by small ones.
-    #[inline]
-    pub(super) fn allocate(&mut self, client: u16, bytes: u32, memory: &mut Memory) -> Grant {
-        if bytes <= PAGE_SIZE
-            && self.waiter.is_none()
-            && let Some(page) = self.pages.pop()
-        {
-            // As many as there are pages in the arena at most.
-            self.buffers = self.buffers.wrapping_add(1);
-            return Grant::Buffer(Segment { len: bytes, ..page });
+    /// The same from the pages that are kept; none when it is not for one of these, or somebody
+    /// waits.
+    #[inline(always)]
+    pub(super) fn take_page(&mut self, bytes: u32) -> Option<Segment> {
+        if bytes > PAGE_SIZE || self.waiter.is_some() {
+            return None;
         }
-        self.allocate_run(client, bytes, memory)
+        let page = self.pages.pop()?;
+        // As many as there are pages in the arena at most.
+        self.buffers = self.buffers.wrapping_add(1);
+        Some(Segment { len: bytes, ..page })
     }
 
-    #[inline(never)]
-    fn allocate_run(&mut self, client: u16, bytes: u32, memory: &mut Memory) -> Grant {
+    /// A buffer for a request. Who does not get one is served before everybody else, so that a
+    /// large request is not starved by small ones.
+    pub(super) fn allocate(&mut self, client: u16, bytes: u32, memory: &mut Memory) -> Grant {
+        if let Some(page) = self.take_page(bytes) {
+            return Grant::Buffer(page);
+        }
         if self.waiter.is_some_and(|waiter| waiter.client != client) {
             return Grant::Wait;
         }

@@ -1,13 +1,15 @@
 //! The transmission phase on the wire: requests in, reply headers out. No I/O, no memory of its
 //! own.
 //!
-//! Every request passes [`judge`] once; what comes out of it carries the proof that its length is
-//! within the door's bound, that its range does not wrap, and that its flags fit its command.
+//! Every request passes [`plain`] or [`judge`]; what comes out of them carries the proof that its
+//! length is within the door's bound, that its range does not wrap, and that its flags fit its
+//! command.
 //! Numbers are those of the NBD protocol, sections "Transmission phase" and "Values".
 #![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
 use nix::errno::Errno;
 
+use crate::memory::PAGE_SIZE;
 use crate::request::{ExtentKind, Op};
 use crate::status::Status;
 
@@ -135,26 +137,23 @@ pub(super) enum Verdict {
     Hangup,
 }
 
-/// Checks one request, all that can be known without the disk.
-#[inline]
-pub(super) fn judge(raw: &RawRequest, features: Features, payload_bytes_max: u32) -> Verdict {
-    // What there is most of first: a read or write that has nothing special.
-    if raw.kind <= WRITE
-        && raw.flags == 0
-        && raw.len > 0
-        && raw.len <= payload_bytes_max
-        && raw.len <= DRAIN_BYTES_MAX
-        && raw.offset.checked_add(u64::from(raw.len)).is_some()
-    {
-        let op = if raw.kind == READ { Op::Read } else { Op::Write };
-        return Verdict::Accept(Command { op, fua: false, may_punch: false, one_extent: false });
-    }
-    judge_all(raw, features, payload_bytes_max)
+/// What there is most of: a read or write of at most a page that has nothing special. [`judge`]
+/// accepts each of these, with this op and nothing else set.
+#[inline(always)]
+pub(super) fn plain(raw: &RawRequest) -> Option<Op> {
+    let op = match raw.kind {
+        READ => Op::Read,
+        WRITE => Op::Write,
+        _ => return None,
+    };
+    let is_plain = raw.flags == 0
+        && (1..=PAGE_SIZE).contains(&raw.len)
+        && raw.offset.checked_add(u64::from(raw.len)).is_some();
+    is_plain.then_some(op)
 }
 
-/// The same for any request.
-#[inline(never)]
-fn judge_all(raw: &RawRequest, features: Features, payload_bytes_max: u32) -> Verdict {
+/// Checks one request, all that can be known without the disk.
+pub(super) fn judge(raw: &RawRequest, features: Features, payload_bytes_max: u32) -> Verdict {
     let (op, flags_known) = match raw.kind {
         READ if features.structured => (Op::Read, FLAG_FUA | FLAG_DF),
         READ => (Op::Read, FLAG_FUA),

@@ -298,7 +298,7 @@ fn block_status_of_a_disk_without_storage_is_one_hole() {
     rig.start(0, Op::BlockStatus, 4096, 8192);
     rig.vbd.answers(|_, _, answer, _| {
         let extent = crate::request::Extent { len: 8192, kind: crate::request::ExtentKind::Hole };
-        assert_eq!(*answer, Answer { status: Status::Done, extent: Some(extent) });
+        assert_eq!(answer, Answer { status: Status::Done, extent: Some(extent) });
     });
     assert_eq!(rig.vbd.outstanding(), 0);
 }
