@@ -1,18 +1,33 @@
-//! User instructions per request: the slope between two runs under callgrind, exact to a fraction
-//! of a percent and the same on a busy machine.
+//! User instructions per request: the slope between two runs under callgrind.
+//!
+//! It is exact, but what is measured is not the same each time: a turn of a server's loop costs by
+//! itself, and how many requests it serves depends on when they come. So turns are counted too, and
+//! several runs are made.
 
 use std::fs;
 use std::path::Path;
 use std::process::Command;
 
 use super::client::{self, PATTERNS, Pattern};
+use super::numbers::Spread;
 use super::servers::{Kind, Server};
-use super::{Ground, numbers};
+use super::{Ground, numbers, profile};
 use crate::Result;
 use crate::command;
 
 /// Far enough apart that what differs from run to run is below a percent of the slope.
 const REQUESTS: [u64; 2] = [1000, 6000];
+
+/// Called once in each turn of the loop.
+const TURN: &str = "epoll_wait";
+
+/// Of one request.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Cost {
+    pub(super) instructions: f64,
+    /// Of ours; other servers wait in other ways.
+    pub(super) turns: f64,
+}
 
 /// The table of instructions per 4k request.
 pub(super) fn measure(ground: &mut Ground) -> Result<()> {
@@ -20,30 +35,56 @@ pub(super) fn measure(ground: &mut Ground) -> Result<()> {
         println!("left out: valgrind is not installed");
         return Ok(());
     }
-    println!("{:<26} {:<20} {:>14}", "pattern", "server", "instructions");
+    println!(
+        "{:<26} {:<20} {:>14} {:>16} {:>8}",
+        "pattern", "server", "instructions", "(min to max)", "turns"
+    );
     for pattern in PATTERNS.iter().filter(|pattern| pattern.is_small) {
         for kind in Kind::present(ground) {
             // Valgrind of many systems knows no io_uring.
             if !kind.is_counted() || kind == Kind::QemuIoUring {
                 continue;
             }
-            let instructions = per_request(ground, kind, pattern)?;
-            println!("{:<26} {:<20} {instructions:>14.0}", pattern.name, kind.name());
+            let rounds = if kind == Kind::Ours { ground.rounds } else { 1 };
+            let costs: Result<Vec<_>> =
+                (0..rounds).map(|_| per_request(ground, kind, pattern)).collect();
+            print(pattern.name, kind.name(), &costs?);
         }
     }
     Ok(())
 }
 
+fn print(pattern: &str, server: &str, costs: &[Cost]) {
+    let spread = |of: fn(&Cost) -> f64| Spread::of(costs.iter().map(of).collect());
+    let (Some(instructions), Some(turns)) =
+        (spread(|cost| cost.instructions), spread(|cost| cost.turns))
+    else {
+        return;
+    };
+    let Spread { median, min, max } = instructions;
+    let range = if costs.len() > 1 { format!("{min:.0} to {max:.0}") } else { String::new() };
+    let turns = if turns.max > 0.0 { format!("{:.3}", turns.median) } else { "-".to_owned() };
+    println!("{pattern:<26} {server:<20} {median:>14.0} {range:>16} {turns:>8}");
+}
+
 /// Of a server of what `ground` serves.
-pub(super) fn per_request(ground: &mut Ground, kind: Kind, pattern: &Pattern) -> Result<f64> {
+pub(super) fn per_request(ground: &mut Ground, kind: Kind, pattern: &Pattern) -> Result<Cost> {
     let [few, many] = REQUESTS;
     let first = total(ground, kind, pattern, few)?;
     let second = total(ground, kind, pattern, many)?;
-    Ok(numbers::slope((few, first), (many, second)))
+    let slope = |of: fn(&Total) -> u64| numbers::slope((few, of(&first)), (many, of(&second)));
+    let (instructions, turns) = (slope(|total| total.instructions), slope(|total| total.turns));
+    Ok(Cost { instructions, turns })
 }
 
-/// All instructions of a server that answers `requests` requests and ends.
-fn total(ground: &mut Ground, kind: Kind, pattern: &Pattern, requests: u64) -> Result<u64> {
+/// Of one run.
+struct Total {
+    instructions: u64,
+    turns: u64,
+}
+
+/// Of a server that answers `requests` requests and ends.
+fn total(ground: &mut Ground, kind: Kind, pattern: &Pattern, requests: u64) -> Result<Total> {
     let file = ground.fresh("callgrind");
     let wrapper = [
         "valgrind".to_owned(),
@@ -54,7 +95,7 @@ fn total(ground: &mut Ground, kind: Kind, pattern: &Pattern, requests: u64) -> R
     let server = Server::start(ground, kind, &wrapper)?;
     client::run_exactly(ground, &server.socket, pattern, requests, None)?;
     server.stop()?;
-    read(&file)
+    Ok(Total { instructions: read(&file)?, turns: profile::calls(&file, TURN)? })
 }
 
 /// Callgrind counts every byte of a `rep stosb` or `rep movsb` as an instruction; a processor does

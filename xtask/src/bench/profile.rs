@@ -25,14 +25,40 @@ pub(super) type Profile = HashMap<Place, i64>;
 
 /// Reads what callgrind left.
 pub(super) fn read(file: &Path) -> Result<Profile> {
-    // Names of functions are bytes of foreign object files.
-    let bytes =
-        fs::read(file).map_err(|error| format!("Callgrind left no {}: {error}", file.display()))?;
-    let profile = parse(&String::from_utf8_lossy(&bytes));
+    let profile = parse(&text_of(file)?);
     if profile.is_empty() {
         return Err(format!("{} has no costs", file.display()));
     }
     Ok(profile)
+}
+
+/// How often a function was called, in what callgrind left.
+pub(super) fn calls(file: &Path, function: &str) -> Result<u64> {
+    Ok(count_calls(&text_of(file)?, function))
+}
+
+fn text_of(file: &Path) -> Result<String> {
+    let bytes =
+        fs::read(file).map_err(|error| format!("Callgrind left no {}: {error}", file.display()))?;
+    // Names of functions are bytes of foreign object files.
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// `calls=COUNT ...` stands behind the name of who is called.
+fn count_calls(text: &str, function: &str) -> u64 {
+    let (mut names, mut callee, mut sum) = (Names::default(), String::new(), 0);
+    for line in text.lines() {
+        match line.split_once('=') {
+            Some(("fn", name)) => drop(names.get(name)),
+            Some(("cfn", name)) => callee = names.get(name),
+            Some(("calls", counts)) if callee == function => {
+                let count = counts.split_whitespace().next();
+                sum += count.and_then(|count| count.parse::<u64>().ok()).unwrap_or(0);
+            }
+            _ => {}
+        }
+    }
+    sum
 }
 
 /// The instructions of `many` that `few` does not have.
@@ -132,6 +158,13 @@ totals: 1370
         assert_eq!(cost("main", "main.rs", "inlined.rs"), Some(20));
         assert_eq!(cost("callee", "other.rs", "other.rs"), Some(900));
         assert_eq!(profile.values().sum::<i64>(), 1370);
+    }
+
+    #[test]
+    fn calls_are_of_who_is_called() {
+        let text = format!("{TEXT}fn=(1)\ncfn=(2)\ncalls=4 51\n16 9\n");
+        assert_eq!(count_calls(&text, "callee"), 7);
+        assert_eq!(count_calls(&text, "main"), 0);
     }
 
     #[test]

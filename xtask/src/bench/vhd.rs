@@ -9,7 +9,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use super::client::{self, Amount, PATTERNS, Pattern};
-use super::numbers::{Spread, float};
+use super::numbers::{self, Spread, float};
 use super::rates::{self, Contestant};
 use super::servers::{Kind, Server};
 use super::syscalls::{self, Counter};
@@ -90,25 +90,46 @@ fn chain(ground: &mut Ground, base: &Image, depth: u64) -> Result<Image> {
     Ok(top)
 }
 
-/// Instructions and system calls per small request.
+/// Instructions and system calls per small request. A turn of the loop serves more requests in one
+/// run than in another: so images take turns in several, and the last column is what an image costs
+/// where it has as many turns as the first, as the runs tell it.
 fn counts(ground: &mut Ground, images: &[(&str, &Image)]) -> Result<()> {
     let has_valgrind = command::find("valgrind").is_some();
     let counter = Counter::pick();
-    println!("{:<26} {:<20} {:>14} {:>14}", "pattern", "image", "instructions", "system calls");
+    println!(
+        "{:<26} {:<20} {:>12} {:>14} {:>7} {:>20}",
+        "pattern", "image", "system calls", "instructions", "turns", "at the turns of raw"
+    );
     for pattern in PATTERNS.iter().filter(|pattern| pattern.is_small) {
-        for (name, image) in images {
-            ground.image = (*image).clone();
-            let mut instructions = "-".to_owned();
-            if has_valgrind {
-                let count = callgrind::per_request(ground, Kind::Ours, pattern)?;
-                instructions = format!("{count:.0}");
+        let mut runs = vec![Vec::new(); images.len()];
+        for _ in 0..if has_valgrind { ground.rounds } else { 0 } {
+            for ((_, image), runs) in images.iter().zip(&mut runs) {
+                ground.image = (*image).clone();
+                let cost = callgrind::per_request(ground, Kind::Ours, pattern)?;
+                runs.push((cost.turns, cost.instructions));
             }
+        }
+        let level = numbers::level(&runs);
+        for (number, ((name, image), runs)) in images.iter().zip(&runs).enumerate() {
             let mut calls = "-".to_owned();
             if let Some(counter) = counter {
+                ground.image = (*image).clone();
                 let count = syscalls::per_request(ground, Kind::Ours, pattern, counter)?;
                 calls = format!("{count:.2}");
             }
-            println!("{:<26} {name:<20} {instructions:>14} {calls:>14}", pattern.name);
+            let median = |of: fn(&(f64, f64)) -> f64| Spread::of(runs.iter().map(of).collect());
+            let text = |spread: Option<Spread>, digits| {
+                spread.map_or("-".to_owned(), |spread| format!("{:.digits$}", spread.median))
+            };
+            let (turns, instructions) =
+                (text(median(|run| run.0), 3), text(median(|run| run.1), 0));
+            let level = level.as_ref().map_or("-".to_owned(), |level| {
+                format!("{:.0} ({:.3})", level[number], level[number] / level[0])
+            });
+            println!(
+                "{:<26} {name:<20} {calls:>12} {instructions:>14} {turns:>7} {level:>20}",
+                pattern.name
+            );
         }
     }
     Ok(())
