@@ -7,6 +7,7 @@ use vhd::plan::create::{Kind, Parent, Spec, create};
 use vhd::plan::memory::Storage;
 use vhd::plan::{File, Files, Plan};
 use vhd::units::{Timestamp, Uuid};
+use vhd::{ErrorKind, ReadAt};
 
 use crate::law;
 
@@ -137,4 +138,23 @@ fn on_a_device_there_is_the_old_image_or_nothing_or_all_of_the_new_one() {
         let idle = if is_fixed { vec![2] } else { vec![] };
         assert_eq!(law::idle_barriers(&all), (4, idle), "{name}");
     }
+}
+
+/// A file that is there and cannot be opened.
+struct Forbidden;
+
+impl Files for Forbidden {
+    fn open(&self, _: File) -> vhd::Result<&dyn ReadAt> {
+        Err(ErrorKind::Io { errno: 13 }.into())
+    }
+
+    fn is_device(&self, _: File) -> bool {
+        false
+    }
+}
+
+#[test]
+fn a_file_that_cannot_be_opened_is_not_one_that_is_missing() {
+    let error = create(&Forbidden, &spec(Kind::Fixed, 2048)).err().map(|error| error.errno());
+    assert_eq!(error, Some(13));
 }

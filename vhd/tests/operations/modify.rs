@@ -1,12 +1,16 @@
 //! Another parent, another physical size, no data.
 
+use vhd::bat::Bat;
+use vhd::footer::{DiskType, Footer};
+use vhd::header::{BlockSize, Header, ParentName};
 use vhd::image::{Image, LoadOptions};
+use vhd::locator::{self, Locator, Platform};
 use vhd::plan::memory::Storage;
 use vhd::plan::modify::{NewParent, modify_parent, modify_size, modify_zero};
 use vhd::plan::{File, Files, Plan, Step};
-use vhd::units::{Timestamp, Uuid};
+use vhd::units::{BlockIndex, Sector, Timestamp, Uuid};
 
-use crate::image::{BLOCK, Spec};
+use crate::image::{BLOCK, PARENT_UUID, Spec, UUID, content};
 use crate::law::{self, image, run};
 use crate::view;
 
@@ -108,6 +112,77 @@ fn a_device_that_is_full_gets_its_new_parent_in_place() {
     assert_eq!(view::check(storage.bytes(File::Image).unwrap()), Ok(()));
 }
 
+/// A child of three blocks as nobody makes it: the header is behind the data, and its only block at
+/// sector `place`.
+fn with_header_behind(place: u32) -> Vec<u8> {
+    let mut header = Header::new(5632, 3, BlockSize::new(4096).expect("small"));
+    header.parent_uuid = PARENT_UUID;
+    header.parent_name = ParentName::encode("parent.vhd").expect("small");
+    let text = locator::encode(Platform::W2ru, "./parent.vhd");
+    let length = u32::try_from(text.len()).expect("small");
+    let platform = Platform::W2ru;
+    header.locators[0] = Locator { platform, space: 512, length, reserved: 0, offset: 12288 };
+    let mut bat = Bat::new(3).expect("small");
+    bat.set(BlockIndex(0), Some(Sector(place)));
+    let mut footer = Footer::new(DiskType::Differencing, 3 * BLOCK, UUID, Timestamp(9));
+    (footer.data_offset, footer.creator) = (11264, *b"some");
+    let mut file = vec![0; 18944];
+    let mut put = |at: usize, bytes: &[u8]| file[at..at + bytes.len()].copy_from_slice(bytes);
+    let block = usize::try_from(place).expect("small") * 512;
+    put(block, &[0xff]);
+    (0..8).for_each(|at| put(block + 512 * (1 + usize::from(at)), &content(b'I', 0, at)));
+    put(0, &footer.emit());
+    put(5632, &bat.emit());
+    put(11264, &header.emit());
+    put(12288, &text);
+    put(18944 - 512, &footer.emit());
+    file
+}
+
+#[test]
+fn a_header_that_is_elsewhere_comes_home_unless_a_block_is_there() {
+    // Blocks over the place of the header, over that of the texts behind the table, over neither.
+    for (place, is_home) in [(1, false), (12, false), (26, true)] {
+        let start = Storage::default().with(File::Image, with_header_behind(place));
+        let data = image(&start).unwrap();
+        assert!(data.data.starts_with(&content(b'I', 0, 0)), "{place}");
+        let mut storage = start.clone();
+        run(&mut storage, reparent).unwrap();
+        assert_eq!(image(&storage), Ok(data), "{place}");
+        let (name, uuid, texts) = parent(&storage).unwrap();
+        assert_eq!((name.as_str(), uuid, texts), (NEW.name, NEW.uuid, vec![NEW.path.to_owned()]));
+        let footer = crate::image::footer_of(storage.bytes(File::Image).unwrap());
+        assert_eq!(footer.data_offset == 512, is_home, "{place}");
+        assert_eq!(view::check(storage.bytes(File::Image).unwrap()), Ok(()), "{place}");
+    }
+}
+
+/// Of a Macintosh: an alias, which nobody here makes.
+#[test]
+fn a_locator_that_is_not_read_stays_as_it_is() {
+    let mut file = Spec::new(3, &[(2, 0xff)]).child().build();
+    let mut header = *Image::load(&file, LoadOptions::default()).unwrap().header().unwrap();
+    let other = Locator { platform: Platform::Mac, offset: 512, ..header.locators[0] };
+    header.locators[1] = Locator { offset: header.locators[1].offset, ..other };
+    file[512..1536].copy_from_slice(&header.emit());
+    let mut storage = Storage::default().with(File::Image, file);
+    run(&mut storage, reparent).unwrap();
+    assert_eq!(parent(&storage).unwrap().2, [NEW.path; 2]);
+    let bytes = storage.bytes(File::Image).unwrap().to_vec();
+    let image = Image::load(&bytes, LoadOptions::default()).unwrap();
+    assert_eq!(image.header().unwrap().locators[1], header.locators[1]);
+}
+
+#[test]
+fn a_path_may_be_as_long_as_its_room() {
+    // In UTF-16.
+    let path = format!("./{}", "p".repeat(254));
+    let longest = NewParent { path: &path, ..NEW };
+    let mut storage = Storage::default().with(File::Image, Spec::new(3, &[]).child().build());
+    run(&mut storage, |files| Ok(Box::new(modify_parent(files, &longest)?))).unwrap();
+    assert_eq!(parent(&storage).unwrap().2, [path.as_str(); 3]);
+}
+
 #[test]
 fn rejects_a_path_that_does_not_fit_and_a_disk_without_parent() {
     let mut child = Storage::default().with(File::Image, Spec::new(3, &[]).child().build());
@@ -148,6 +223,26 @@ fn the_physical_size_changes_safely() {
         assert_eq!(law::barriers_that_nobody_misses(&recording, &law), idle, "{name}");
         assert_eq!(view::check(recording.end().bytes(File::Image).unwrap()), Ok(()));
     }
+}
+
+#[test]
+fn a_footer_that_is_lost_or_a_byte_short_is_written_where_a_good_one_stays() {
+    let good = Spec { slack: BLOCK, ..Spec::new(3, &[(2, 0xff), (0, 0x81)]) }.build();
+    let size = good.len() as u64;
+    let make = |files: &dyn Files| -> vhd::Result<Box<dyn Plan>> {
+        Ok(Box::new(modify_size(files, size)?))
+    };
+    let steps = |file: &[u8]| {
+        let start = Storage::default().with(File::Image, file.to_vec());
+        let recording = law::record_any(&start, &make);
+        assert_eq!(recording.end().bytes(File::Image), Some(good.as_slice()));
+        recording.steps().len()
+    };
+    assert_eq!(steps(&good), 0);
+    let mut lost = good.clone();
+    lost[good.len() - 512..].fill(0);
+    assert!(steps(&lost) > 0);
+    assert!(steps(&good[..good.len() - 1]) > 0);
 }
 
 #[test]

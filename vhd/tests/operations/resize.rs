@@ -405,6 +405,13 @@ fn a_resize_refuses_a_journal_that_exists_and_leaves_it() {
     assert_eq!(state.bytes(File::Journal), Some(&[1, 2][..]));
 }
 
+/// It reads again what it has moved, so copies are done one after another.
+#[test]
+fn copies_of_a_resize_are_not_apart() {
+    let start = start(Spec::new(3, &[(2, 0xff), (0, 0x81)]).build());
+    assert!(!grow(300 * BLOCK)(&start).unwrap().copies_are_apart());
+}
+
 #[test]
 fn a_disk_may_be_given_the_size_that_it_has() {
     let start = start(Spec::new(3, &[(2, 0xff)]).build());
