@@ -7,6 +7,7 @@ mod coalesce;
 mod compact;
 mod create;
 mod fill;
+mod fixed;
 mod golden;
 mod hostile;
 mod image;
@@ -18,7 +19,7 @@ mod set;
 mod view;
 
 /// Recordings whose power is cut: a test that is taken away shows here.
-const RECORDINGS: usize = 78;
+const RECORDINGS: usize = 86;
 
 #[test]
 fn together_they_are_more_than_a_hundred_thousand_states() {

@@ -405,6 +405,17 @@ fn a_resize_refuses_a_journal_that_exists_and_leaves_it() {
     assert_eq!(state.bytes(File::Journal), Some(&[1, 2][..]));
 }
 
+#[test]
+fn the_header_of_a_journal_says_where_it_ends() {
+    let mut storage = start(Spec::new(3, &[(2, 0xff), (0, 0x81)]).build());
+    for step in law::record(&storage.clone(), &grow(300 * BLOCK)).steps() {
+        storage.perform(step);
+        let Some(bytes) = storage.bytes(File::Journal) else { continue };
+        let Some(Ok(header)) = bytes.first_chunk().map(JournalHeader::parse) else { continue };
+        assert!(header.is_empty() || header.end == bytes.len() as u64);
+    }
+}
+
 /// It reads again what it has moved, so copies are done one after another.
 #[test]
 fn copies_of_a_resize_are_not_apart() {
