@@ -294,6 +294,21 @@ mod tests {
     }
 
     #[test]
+    fn a_write_that_fails_has_written_half_of_its_sectors() {
+        let make = |_: &dyn Files| {
+            let mut steps = crate::plan::Steps::default();
+            steps.write(IMAGE, 512, &[7; 5 * 512]);
+            Ok(Box::new(steps) as Box<dyn Plan>)
+        };
+        let mut storage = Storage::default().with(IMAGE, vec![1; 4096]);
+        let (has_failed, result) = storage.run_with_fault(Fault { after: 0, errno: 5 }, &make);
+        assert_eq!((has_failed, result.unwrap_err().errno()), (true, 5));
+        let bytes = storage.bytes(IMAGE).unwrap();
+        assert!(bytes[512..3 * 512].iter().all(|byte| *byte == 7));
+        assert_eq!(bytes.iter().filter(|byte| **byte == 1).count(), 4096 - 2 * 512);
+    }
+
+    #[test]
     fn a_copy_takes_what_earlier_steps_wrote() {
         let mut storage = Storage::default().with(IMAGE, vec![0; 4]).with(File::Journal, vec![]);
         storage.perform(&Step::Write { file: IMAGE, offset: 1, bytes: vec![7] });

@@ -145,3 +145,17 @@ fn a_block_whose_bit_the_batmap_does_not_count_is_filled() {
     assert_eq!(image(&storage), Ok(before));
     assert_eq!(view::check(storage.bytes(File::Image).unwrap()), Ok(()));
 }
+
+/// The disk had zeros there when the parent was its leaf.
+#[test]
+fn what_a_table_says_past_the_end_of_its_disk_does_not_come_back() {
+    let parent = Spec { entries: 9, ..Spec::new(3, &[(0, 0xff), (3, 0xff)]).to_be_parent() };
+    let mut storage = Storage::default()
+        .with(File::Image, Spec::new(5, &[(4, 0xff)]).child().build())
+        .with(File::Ancestor(0), parent.build());
+    run(&mut storage, plan).unwrap();
+    let block = usize::try_from(BLOCK).unwrap();
+    let data = image(&storage).unwrap().data;
+    assert!(data[..block].iter().any(|byte| *byte != 0));
+    assert!(data[block..4 * block].iter().all(|byte| *byte == 0));
+}

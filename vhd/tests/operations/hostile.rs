@@ -80,3 +80,12 @@ fn refuses_blocks_that_lie_over_metadata() {
     }
     assert!(modify_zero(&Storage::default().with(File::Image, sound)).is_ok());
 }
+
+/// A disk that was made smaller leaves them.
+#[test]
+fn an_entry_past_the_end_of_the_disk_means_nothing() {
+    let mut file = Spec { entries: 9, ..Spec::new(6, &[(4, 0xff)]) }.build();
+    file[1536 + 6 * 4..][..4].copy_from_slice(&1_u32.to_be_bytes());
+    let storage = Storage::default().with(File::Image, file);
+    assert!(modify_zero(&storage).is_ok());
+}

@@ -3,6 +3,7 @@
 //! `cargo test -p vhd --test operations -- --nocapture` prints how many states were tried.
 #![allow(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
+mod batmap;
 mod coalesce;
 mod compact;
 mod create;
