@@ -137,8 +137,10 @@ fn says_that_a_parent_is_forbidden_rather_than_that_another_is_missing() {
 fn of_parents_that_are_missing_the_first_is_named() {
     let mut file = Spec::child_of(&Spec::new(1 << 20), "first.vhd").make();
     let header = *Image::load(&file, LoadOptions::default()).unwrap().header().unwrap();
-    let text = crate::locator::encode(header.locators[1].platform, "./other.vhd");
-    crate::testing::put(&mut file, header.locators[1].offset, &text);
+    for locator in &header.locators[1..3] {
+        let text = crate::locator::encode(locator.platform, "./other.vhd");
+        crate::testing::put(&mut file, locator.offset, &text);
+    }
     let image = Image::load(&file, LoadOptions::default()).unwrap();
     let child = Path::new("/vhds/child.vhd");
     let error = Gate::everywhere().parent(&host(), child, &image).unwrap_err();
