@@ -79,7 +79,7 @@ pub struct Chain {
     flat: Option<FileId>,
     /// The leaf's file, when there are no layers.
     bare: Option<FileId>,
-    /// There are no layers.
+    /// There are no layers, and some image has a file: a request may be one I/O.
     is_bare: bool,
     /// The leaf has metadata.
     has_metadata: bool,
@@ -110,13 +110,21 @@ impl Chain {
     }
 
     fn find_short_ways(mut self) -> Self {
-        self.is_bare = self.layers.is_empty();
+        let has_file = self.images.iter().any(|(image, _)| image.file().is_some());
+        self.is_bare = self.layers.is_empty() && has_file;
         self.bare = if self.is_bare { self.leaf_file() } else { None };
         self.flat = match self.images.as_slice() {
             [(image, _)] if self.is_bare => image.flat(),
             _ => None,
         };
         self
+    }
+
+    /// Whether [`Chain::short`] may have an answer.
+    #[must_use]
+    #[inline(always)]
+    pub fn has_short_way(&self) -> bool {
+        self.is_bare
     }
 
     /// Where all of a read or write without FUA is in one file, and how many images above that one

@@ -23,14 +23,17 @@ impl Vbd {
         // Before anything is stored elsewhere: afterwards it would have to be loaded again.
         let (request, tag) = (&slot.request, tag_of(slot.sequence, index));
         let (op, len, segments) = (request.op, request.len, request.segments.as_slice());
+        let Some(chain) = chain.as_mut().filter(|chain| chain.has_short_way()) else {
+            return self.start_any(index);
+        };
         let io_op = match op {
             Op::Read => IoOp::Read,
             Op::Write if !request.fua => IoOp::Write { durable: false },
             _ => return self.start_any(index),
         };
-        let (Some(chain), true) = (chain, is_plain(request, *info)) else {
+        if !is_plain(request, *info) {
             return self.start_any(index);
-        };
+        }
         let Some((file, offset, layer)) = chain.short(usize::from(index), request) else {
             return self.start_any(index);
         };
