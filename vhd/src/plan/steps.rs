@@ -150,6 +150,16 @@ mod tests {
     }
 
     #[test]
+    fn the_largest_block_with_its_bitmap_is_one_piece_and_a_byte_more_is_two() {
+        let largest = u64::from(crate::header::BlockSize::DEFAULT.total_sectors()) * 512;
+        for (length, pieces) in [(largest, 1), (largest + 1, 2)] {
+            let mut steps = Steps::default();
+            steps.copy((File::Journal, 0), (File::Image, 0), length);
+            assert_eq!(std::iter::from_fn(|| steps.pop()).count(), pieces);
+        }
+    }
+
+    #[test]
     fn sectors_that_are_coded_keep_their_numbers_from_piece_to_piece() {
         let (piece, mut steps) = (PIECE_BYTES_MAX, Steps::default());
         let (from, to) = ((File::Ancestor(0), 5 << 9), (File::Image, 7 << 9));
