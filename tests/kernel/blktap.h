@@ -127,6 +127,7 @@ void blktap_fail_all(struct blktap *tap);
 extern const struct block_device_operations blktap_block_fops;
 int blktap_create_device(struct blktap *tap, const struct blktap_params *params);
 int blktap_remove_device(struct blktap *tap);
+void blktap_orphan_device(struct blktap *tap);
 void blktap_destroy_device(struct blktap *tap);
 
 /* sysfs.c */

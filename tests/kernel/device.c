@@ -333,6 +333,20 @@ static bool blktap_has_openers(struct blktap *tap)
 	return has_openers;
 }
 
+/*
+ * The server ends: no more requests, no more openers, and what there is fails. Waits for nobody, so
+ * it can be done for all disks of a process before the release of the first waits for its users.
+ */
+void blktap_orphan_device(struct blktap *tap)
+{
+	mutex_lock(&tap->device_mutex);
+	if (tap->disk) {
+		blktap_set_state(tap, BLKTAP_NONE);
+		blktap_fail_all(tap);
+	}
+	mutex_unlock(&tap->device_mutex);
+}
+
 /* The server is gone, so nobody else creates or removes. No new openers come; waits for the rest. */
 void blktap_destroy_device(struct blktap *tap)
 {

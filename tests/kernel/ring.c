@@ -52,6 +52,27 @@ static int blktap_ring_open(struct inode *inode, struct file *file)
 }
 
 /*
+ * A process that ends comes here with each of its files before the first one is released, and the
+ * releases come one after the other: one that waits for its device's users would keep the requests
+ * of all other disks waiting for a server that is gone.
+ */
+static int blktap_ring_flush(struct file *file, fl_owner_t id)
+{
+	struct blktap *tap = file->private_data;
+	bool is_server;
+
+	if (!(current->flags & PF_EXITING))
+		return 0;
+	/* Others may have got the file from it. */
+	spin_lock(&tap->lock);
+	is_server = tap->task == task_tgid(current);
+	spin_unlock(&tap->lock);
+	if (is_server)
+		blktap_orphan_device(tap);
+	return 0;
+}
+
+/*
  * Areas of memory hold the file, so the ring is not mapped any more. Waits for the last close of
  * the block device, which has failed all its requests by then.
  */
@@ -360,6 +381,7 @@ static long blktap_ring_ioctl(struct file *file, unsigned int number, unsigned l
 const struct file_operations blktap_ring_fops = {
 	.owner = THIS_MODULE,
 	.open = blktap_ring_open,
+	.flush = blktap_ring_flush,
 	.release = blktap_ring_release,
 	.mmap = blktap_ring_mmap,
 	.poll = blktap_ring_poll,

@@ -12,6 +12,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
 
 use blktap_ioctl::{Control, Places, Tap};
 use nix::libc::O_DIRECT;
@@ -208,6 +209,28 @@ impl Orphans {
         self.queue
             .reap(|completion| assert!(completion.status.errno().is_some(), "nobody served it"))
     }
+}
+
+/// Also of the one whose ring is released last: the first release waits for the users of its disk.
+#[test]
+fn a_killed_server_fails_all_its_disks_while_they_are_open() {
+    let Some(bench) = Bench::new("several") else { return };
+    let disks = [0, 1, 2].map(|number| bench.attach(&bench.image(number)));
+    let users = [0, 1, 2].map(|number: usize| Arc::new(open(&disks[number])));
+    kill(Pid::from_raw(bench.client.process()), Signal::SIGKILL).unwrap();
+    for user in &users {
+        let user = Arc::clone(user);
+        let read = thread::spawn(move || user.read_exact_at(&mut Page([0; 4096]).0, 0));
+        wait_until("a read of a disk without a server fails", || read.is_finished());
+        read.join().unwrap().unwrap_err();
+    }
+    assert!(users.iter().all(|user| Arc::strong_count(user) == 1), "they are open");
+    drop(users);
+    for disk in &disks {
+        wait_until("the tap is free", || bench.control.free(disk.tap.minor).is_ok());
+        minor::free_after_driver(&bench.paths, disk.minor).unwrap();
+    }
+    bench.end();
 }
 
 /// Whether the requests wait before the ring or have been moved into it.
