@@ -12,8 +12,13 @@ use nix::time::{ClockId, clock_gettime};
 pub struct Now(pub u64);
 
 impl Now {
+    /// The end of time: what never comes. The earlier of two deadlines is the smaller one, also
+    /// when there is none.
+    pub const NEVER: Self = Self(u64::MAX);
+
     /// This point, `duration` later; saturates at the end of time (584 years after the start).
     #[must_use]
+    #[inline]
     pub fn after(self, duration: Duration) -> Self {
         let nanoseconds = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
         Self(self.0.saturating_add(nanoseconds))
@@ -26,19 +31,15 @@ impl Now {
         self.0.saturating_sub(earlier.0) / 1000
     }
 
-    /// The earlier of two points, or the one that there is. For a few: to collect them and look for
-    /// the least takes several times as long, which counts where each turn of a loop asks.
+    /// This point, unless it never comes.
     #[must_use]
-    #[inline]
-    pub fn earlier(one: Option<Self>, other: Option<Self>) -> Option<Self> {
-        match (one, other) {
-            (Some(one), Some(other)) => Some(one.min(other)),
-            (one, other) => one.or(other),
-        }
+    pub fn if_ever(self) -> Option<Self> {
+        (self != Self::NEVER).then_some(self)
     }
 
     /// How much later this is than `earlier`; zero when it is not.
     #[must_use]
+    #[inline]
     pub fn since(self, earlier: Self) -> Duration {
         Duration::from_nanos(self.0.saturating_sub(earlier.0))
     }
@@ -67,6 +68,7 @@ impl Clock {
 
     /// The time.
     #[must_use]
+    #[inline]
     pub fn now(&self) -> Now {
         #[cfg(feature = "sim")]
         if let Some(now) = self.simulated {
@@ -78,6 +80,7 @@ impl Clock {
 
 /// Read several times in a turn: not through `Instant`, whose arithmetic takes longer than the
 /// reading.
+#[inline]
 fn nanoseconds() -> u64 {
     let time = clock_gettime(ClockId::CLOCK_MONOTONIC).expect("every Linux has this clock");
     // Neither is below zero.
@@ -96,11 +99,10 @@ mod tests {
     }
 
     #[test]
-    fn a_point_that_is_not_there_is_not_the_earlier_one() {
-        let [early, late] = [Some(Now(3)), Some(Now(u64::MAX))];
-        assert_eq!([Now::earlier(early, late), Now::earlier(late, early)], [early, early]);
-        assert_eq!([Now::earlier(late, None), Now::earlier(None, late)], [late, late]);
-        assert_eq!(Now::earlier(None, None), None);
+    fn what_never_comes_is_never_the_earlier_one() {
+        let late = Now(u64::MAX - 1);
+        assert_eq!([late.min(Now::NEVER), Now::NEVER.min(late)], [late, late]);
+        assert_eq!((late.if_ever(), Now::NEVER.if_ever()), (Some(late), None));
     }
 
     #[test]

@@ -305,7 +305,7 @@ impl DiskThread {
         self.waiting = Some(ticket);
         self.disk.vbd.shut_down();
         let clock = self.clock;
-        self.disk.turn(|| clock.now());
+        self.disk.turn(clock.now(), || clock.now());
         // What could be told was told. Who waits for more would wait for the storage.
         if let Some(door) = &mut self.disk.nbd {
             door.hang_up(self.disk.vbd.memory());
@@ -451,7 +451,7 @@ impl DiskThread {
         // Requests that were to be tried again, and flushes behind them, have nobody to wait for.
         self.disk.vbd.shut_down();
         let clock = self.clock;
-        self.disk.turn(|| clock.now());
+        self.disk.turn(clock.now(), || clock.now());
         if !self.disk.vbd.is_drained() {
             return;
         }

@@ -89,12 +89,12 @@ impl Disk {
         &mut self.pace
     }
 
-    /// One turn. `clock` is read twice: at the start, and after the I/O that runs inline.
+    /// One turn, which begins `now`. `clock` is read after the I/O that runs inline.
     ///
     /// Doors are pulled whatever the state of the disk is: one that is suspended takes no requests,
     /// but does what its own deadlines are for.
-    pub fn turn(&mut self, mut clock: impl FnMut() -> Now) -> Turned {
-        self.vbd.set_now(clock());
+    pub fn turn(&mut self, now: Now, clock: impl FnOnce() -> Now) -> Turned {
+        self.vbd.set_now(now);
         let reaped = self.vbd.reap();
         self.pace.reaped(reaped);
         if let Some(door) = &mut self.nbd {

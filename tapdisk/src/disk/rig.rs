@@ -118,9 +118,7 @@ impl Rig {
     }
 
     fn command(&mut self, command: Command) -> Result<(), DiskError> {
-        let io = |error: std::io::Error| DiskError::io(&error, "Cannot wake the loop");
         self.send(command);
-        self.waker.wake().map_err(io)?;
         loop {
             self.turn();
             if let Some(result) = self.answer() {
@@ -132,14 +130,17 @@ impl Rig {
     /// Sends a command that the next turn obeys.
     pub fn send(&mut self, command: Command) {
         self.ticket += 1;
-        let envelope = Envelope { ticket: self.ticket, command };
-        self.commands.send(envelope).expect("the loop is this rig's");
+        self.post(Envelope { ticket: self.ticket, command });
     }
 
     /// Lets the command that was sent last wait no longer.
     pub fn cancel(&mut self) {
-        let envelope = Envelope { ticket: 0, command: Command::Cancel(self.ticket) };
+        self.post(Envelope { ticket: 0, command: Command::Cancel(self.ticket) });
+    }
+
+    fn post(&self, envelope: Envelope) {
         self.commands.send(envelope).expect("the loop is this rig's");
+        self.waker.wake().expect("an eventfd takes one more");
     }
 
     /// The answer to a command, when there is one.
@@ -154,7 +155,7 @@ impl Rig {
 
     /// When a turn is due although nothing happens.
     pub fn deadline(&mut self) -> Option<Now> {
-        self.thread.deadline()
+        self.thread.deadline().if_ever()
     }
 
     /// The queue, to let simulated I/O end.

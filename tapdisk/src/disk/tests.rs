@@ -54,7 +54,7 @@ impl Rig {
         for _ in 0..100_000 {
             // The poll of the simulated kernel happens when the door looks; an event says so.
             self.disk.ring.as_mut().unwrap().ready(0, READY);
-            if !self.disk.turn(Now::default).more {
+            if !self.disk.turn(Now::default(), Now::default).more {
                 // As the loop would, but the ring is looked at in any case.
                 self.disk.vbd.queue().wait_batch(1, std::time::Duration::from_secs(10));
             }
@@ -138,7 +138,7 @@ fn a_malformed_entry_is_answered_with_an_error_and_the_ring_goes_on() {
     entry[8] = 5;
     rig.device.hostile().publish(&entry);
     rig.settle();
-    rig.disk.turn(Now::default);
+    rig.disk.turn(Now::default(), Now::default);
     let response = rig.device.hostile().response(0);
     assert_eq!(response[0], 5);
     assert_eq!(i16::from_ne_bytes([response[10], response[11]]), -1);
@@ -154,7 +154,10 @@ fn a_producer_index_out_of_step_ends_the_ring_and_not_the_process() {
     rig.device.hostile().set_req_prod(1000);
     for _ in 0..3 {
         rig.disk.ring.as_mut().unwrap().ready(0, READY);
-        assert!(!rig.disk.turn(Now::default).more, "a dead ring does not keep the loop busy");
+        assert!(
+            !rig.disk.turn(Now::default(), Now::default).more,
+            "a dead ring does not keep the loop busy"
+        );
     }
     let mut text = String::new();
     rig.disk.ring.as_ref().unwrap().describe(&mut text).unwrap();
@@ -183,7 +186,7 @@ fn a_suspended_ring_leaves_requests_where_they_are() {
     rig.device.submit_read(1, 0, Segments::plain(512)).unwrap();
     for _ in 0..10 {
         rig.disk.ring.as_mut().unwrap().ready(0, READY);
-        rig.disk.turn(Now::default);
+        rig.disk.turn(Now::default(), Now::default);
     }
     assert_eq!(rig.disk.vbd.outstanding(), 0);
     rig.disk.ring.as_mut().unwrap().resume();
@@ -224,7 +227,7 @@ fn nbd_reads(disk: &mut Disk, number: usize, count: u64) -> UnixStream {
     theirs.write_all(&bytes).unwrap();
     for _ in 0..100 {
         disk.nbd.as_mut().unwrap().ready(number + 1, READY);
-        disk.turn(Now::default);
+        disk.turn(Now::default(), Now::default);
     }
     theirs
 }
@@ -241,10 +244,10 @@ fn a_suspended_door_lets_the_loop_sleep() {
     disk.doors().for_each(|(_, door)| door.suspend());
     disk.vbd.queue().sim().unwrap().run_all();
     for _ in 0..10 {
-        disk.turn(Now::default);
+        disk.turn(Now::default(), Now::default);
     }
     assert_eq!(disk.vbd.outstanding(), 0, "a suspended door takes nothing");
-    assert_eq!(disk.nbd.as_ref().unwrap().deadline(), None);
+    assert_eq!(disk.nbd.as_ref().unwrap().deadline(), Now::NEVER);
 }
 
 /// All slots are taken by NBD clients when a request comes into the ring. Its event is gone by the
@@ -260,10 +263,10 @@ fn a_ring_that_found_no_room_is_looked_at_when_there_is_some() {
     assert_eq!(disk.vbd.outstanding(), 256);
     device.submit_read(1, 0, Segments::plain(512)).unwrap();
     disk.ring.as_mut().unwrap().ready(0, READY);
-    assert!(!disk.turn(Now::default).more, "with no room there is nothing to do");
+    assert!(!disk.turn(Now::default(), Now::default).more, "with no room there is nothing to do");
     disk.vbd.queue().sim().unwrap().run_all();
     let mut turns = 0;
-    while disk.turn(Now::default).more {
+    while disk.turn(Now::default(), Now::default).more {
         turns += 1;
         assert!(turns < 100, "the loop spins");
     }

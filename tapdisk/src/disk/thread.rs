@@ -155,6 +155,8 @@ pub struct DiskThread {
     has_lost: bool,
     /// The last turn left something to do that no event will announce.
     more: bool,
+    /// The control thread has woken this one since its commands were looked at.
+    is_called: bool,
     events: Events,
     pub(super) exit: bool,
     /// The ticket of the detach that ends it.
@@ -208,6 +210,7 @@ impl DiskThread {
             is_waiting: false,
             has_lost: false,
             more: false,
+            is_called: false,
             events: Events::with_capacity(128),
             exit: false,
             detached: None,
@@ -226,8 +229,8 @@ impl DiskThread {
     /// Waits until there is something to do, and does it: the body of the loop, for tests and
     /// measurements that are to see what the daemon does. False when it is detached.
     pub fn turn(&mut self) -> bool {
-        self.wait();
-        self.go_on()
+        let now = self.wait();
+        self.go_on(now)
     }
 
     /// The same at a time that is the caller's, who has waited for it.
@@ -236,14 +239,16 @@ impl DiskThread {
         self.clock.simulated = Some(now);
         let polled = self.poll.poll(&mut self.events, Some(Duration::ZERO));
         assert!(polled.is_ok(), "cannot look at the events: {polled:?}");
-        self.go_on()
+        self.go_on(now)
     }
 
-    fn go_on(&mut self) -> bool {
+    fn go_on(&mut self, now: Now) -> bool {
         self.collect();
-        self.obey();
+        if std::mem::take(&mut self.is_called) {
+            self.obey();
+        }
         let clock = self.clock;
-        let turned = self.disk.turn(|| clock.now());
+        let turned = self.disk.turn(now, || clock.now());
         self.more = turned.more;
         if turned.stuck {
             slog::error!(self.wiring.log, "No request has ended for long");
@@ -263,12 +268,12 @@ impl DiskThread {
     }
 
     /// Waits for events: not at all when there is more to do, for a batch of completions when many
-    /// are under way, else until something happens.
-    fn wait(&mut self) {
+    /// are under way, else until something happens. Returns the time.
+    fn wait(&mut self) -> Now {
         if self.more && self.busy_turns < BUSY_TURNS_MAX {
             self.busy_turns += 1;
             self.events.clear();
-            return;
+            return self.clock.now();
         }
         self.busy_turns = 0;
         let before = self.clock.now();
@@ -287,31 +292,32 @@ impl DiskThread {
         {
             slog::error!(self.wiring.log, "Cannot wait for events"; "error" => %error);
         }
-        let waited = self.clock.now().since(before);
-        self.disk.pace().waited(waited);
+        let after = self.clock.now();
+        self.disk.pace().waited(after.since(before));
+        after
     }
 
     fn timeout(&mut self, now: Now) -> Option<Duration> {
-        self.deadline().map(|next| next.since(now))
+        self.deadline().if_ever().map(|next| next.since(now))
     }
 
     /// When there is something to do although nothing happens.
-    pub(super) fn deadline(&mut self) -> Option<Now> {
-        let removal = self.removal.map(|(_, next)| next);
-        let again = self.again.as_ref().map(Again::next);
-        let vbd = self.disk.vbd.deadline();
-        let Disk { ring, nbd, .. } = &self.disk;
-        let ring = ring.as_ref().and_then(Frontend::deadline);
-        let nbd = nbd.as_ref().and_then(Frontend::deadline);
-        let publish = self.is_stale.then(|| self.published.after(PUBLISH_INTERVAL));
-        let (own, doors) = (Now::earlier(removal, again), Now::earlier(ring, nbd));
-        Now::earlier(Now::earlier(own, vbd), Now::earlier(doors, publish))
+    pub(super) fn deadline(&mut self) -> Now {
+        let removal = self.removal.map_or(Now::NEVER, |(_, next)| next);
+        let again = self.again.as_ref().map_or(Now::NEVER, Again::next);
+        let Disk { vbd, ring, nbd, .. } = &self.disk;
+        let ring = ring.as_ref().map_or(Now::NEVER, Frontend::deadline);
+        let nbd = nbd.as_ref().map_or(Now::NEVER, Frontend::deadline);
+        let publish =
+            if self.is_stale { self.published.after(PUBLISH_INTERVAL) } else { Now::NEVER };
+        removal.min(again).min(vbd.deadline()).min(ring).min(nbd).min(publish)
     }
 
     fn collect(&mut self) {
         for event in &self.events {
-            let token = event.token().0;
-            let Some(number) = token.checked_sub(DOORS) else { continue };
+            let token = event.token();
+            self.is_called |= token == WAKER;
+            let Some(number) = token.0.checked_sub(DOORS) else { continue };
             let index = u8::try_from(number / TOKENS_PER_DOOR).expect("two doors");
             if let Some(door) = self.disk.door(index) {
                 door.ready(number % TOKENS_PER_DOOR, event.into());

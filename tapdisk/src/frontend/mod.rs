@@ -110,7 +110,7 @@ pub trait Frontend {
     fn flush(&mut self, memory: &mut Memory);
 
     /// The next time it wants a turn although nothing is ready; it acts on it in `pull`.
-    fn deadline(&self) -> Option<Now>;
+    fn deadline(&self) -> Now;
 
     /// The disk pauses: no requests are pulled until `resume`, connections stay.
     fn suspend(&mut self);

@@ -431,13 +431,13 @@ impl Vbd {
 
     /// When there is something to do although nothing comes in: a retry, or the watchdog.
     #[must_use]
-    pub fn deadline(&self) -> Option<Now> {
+    pub fn deadline(&self) -> Now {
         // Parked requests all wait equally long, so the first is the earliest.
         let retry = self.slots.first(Place::Parked).filter(|_| self.chain.is_some());
-        let retry = retry.map(|index| self.slots.get(index).due);
-        let watched = !self.watchdog_barked && !self.is_drained();
-        let watchdog = watched.then(|| self.last_progress().after(WATCHDOG));
-        Now::earlier(Now::earlier(retry, self.space_due()), watchdog)
+        let retry = retry.map_or(Now::NEVER, |index| self.slots.get(index).due);
+        let is_watched = !self.watchdog_barked && !self.is_drained();
+        let watchdog = if is_watched { self.last_progress().after(WATCHDOG) } else { Now::NEVER };
+        retry.min(self.space_due()).min(watchdog)
     }
 
     fn last_progress(&self) -> Now {
@@ -456,7 +456,7 @@ impl Vbd {
         if self.awaiting_space() > 0 && self.chain.is_some() {
             self.look_for_space();
         }
-        let stuck = !self.is_drained() && self.now >= self.last_progress().after(WATCHDOG);
+        let stuck = self.now >= self.last_progress().after(WATCHDOG) && !self.is_drained();
         let barks = stuck && !self.watchdog_barked;
         self.watchdog_barked |= stuck;
         barks

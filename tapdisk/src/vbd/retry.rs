@@ -250,14 +250,14 @@ impl Vbd {
     }
 
     /// When one of them goes to look for it.
-    pub(super) fn space_due(&self) -> Option<Now> {
+    pub(super) fn space_due(&self) -> Now {
         if self.slots.count(Place::AwaitingSpace) == 0 || self.chain.is_none() {
-            return None;
+            return Now::NEVER;
         }
         match self.retries.scout {
-            None => Some(self.retries.due),
-            Some(_) if self.is_scout_out() => None,
-            Some(_) => Some(self.now),
+            None => self.retries.due,
+            Some(_) if self.is_scout_out() => Now::NEVER,
+            Some(_) => self.now,
         }
     }
 

@@ -269,7 +269,7 @@ impl Client {
                     return Ok(Turn::More);
                 }
                 Step::Close => {
-                    self.phase = Phase::Closing;
+                    self.close_when_answered(shared);
                     return Ok(Turn::Idle);
                 }
                 Step::Hangup => return Err(Gone::Fault),
@@ -283,6 +283,12 @@ impl Client {
     pub(super) fn give_back(&mut self, buffer: Segment, shared: &mut Shared, memory: &mut Memory) {
         self.held -= buffer.len;
         shared.free(buffer, memory);
+    }
+
+    /// Takes nothing more.
+    pub(super) fn close_when_answered(&mut self, shared: &mut Shared) {
+        self.phase = Phase::Closing;
+        shared.has_deadlines = true;
     }
 
     /// Closes the socket and gives back everything but the buffers of what is running.
@@ -338,18 +344,24 @@ impl Client {
     }
 
     /// When it wants a turn although nothing is ready.
-    pub(super) fn deadline(&self, shared: &Shared) -> Option<Now> {
+    pub(super) fn deadline(&self, shared: &Shared) -> Now {
         match self.phase {
-            Phase::Vacant | Phase::Fresh | Phase::Dead => None,
-            Phase::Handshake => Some(self.since.after(shared.config.handshake_timeout)),
+            Phase::Vacant | Phase::Fresh | Phase::Dead => Now::NEVER,
+            Phase::Handshake => self.since.after(shared.config.handshake_timeout),
             // Its last replies are waited for only so long; what is running is waited for.
-            Phase::Closing if self.running > 0 => None,
-            Phase::Closing => Some(self.progress.after(shared.config.stall_timeout)),
+            Phase::Closing if self.running > 0 => Now::NEVER,
+            Phase::Closing => self.progress.after(shared.config.stall_timeout),
             Phase::Transmission => {
                 let holds = self.partial.is_some() || !self.outbox.is_empty();
-                if holds { shared.stall_deadline(self.progress) } else { None }
+                if holds { shared.stall_deadline(self.progress) } else { Now::NEVER }
             }
         }
+    }
+
+    /// Whether it may come to have a deadline without another change of its phase, or somebody
+    /// waiting for memory.
+    pub(super) fn is_timed(&self) -> bool {
+        matches!(self.phase, Phase::Fresh | Phase::Handshake | Phase::Closing)
     }
 
     /// A line for the debug dump.

@@ -243,11 +243,13 @@ impl NbdDoor {
         }
         self.clients[usize::from(place)].open(stream);
         self.live.push(place);
+        self.shared.has_deadlines = true;
         self.shared.stats.clients += 1;
         self.wake = true;
         Ok(())
     }
 
+    #[inline(never)]
     fn accept(&mut self, memory: &mut Memory) {
         if self.accept_after.is_some_and(|time| time <= self.shared.now) {
             self.accept_after = None;
@@ -314,7 +316,16 @@ impl NbdDoor {
     /// Ends what clients that are gone wanted, as far as it waits or lies in their sockets. All
     /// others are served when the changes of these have ended: one of them may be the same client,
     /// on a new connection or on another that it had, and ask for other changes there.
+    #[inline]
     pub fn abandon(&mut self, intake: &mut impl Intake) {
+        let Shared { may_have_gone, leaves_changes, has_dead, .. } = self.shared;
+        if may_have_gone | leaves_changes | has_dead {
+            self.abandon_gone(intake);
+        }
+    }
+
+    #[inline(never)]
+    fn abandon_gone(&mut self, intake: &mut impl Intake) {
         if std::mem::take(&mut self.shared.may_have_gone) {
             for number in &self.live {
                 let client = &mut self.clients[usize::from(*number)];
@@ -347,25 +358,39 @@ impl NbdDoor {
         }
     }
 
+    #[inline(never)]
     fn expire(&mut self, memory: &mut Memory) {
+        self.shared.has_deadlines = self.shared.has_waiter();
         for number in &self.live {
             let client = &mut self.clients[usize::from(*number)];
-            if client.deadline(&self.shared).is_some_and(|time| time <= self.shared.now) {
+            self.shared.has_deadlines |= client.is_timed();
+            if client.deadline(&self.shared) <= self.shared.now {
                 client.die(Gone::Fault, &mut self.shared, memory);
             }
         }
     }
 
+    fn first_deadline(&self) -> Now {
+        let clients = self.live.iter().map(|number| &self.clients[usize::from(*number)]);
+        clients.map(|client| client.deadline(&self.shared)).min().unwrap_or(Now::NEVER)
+    }
+
     /// Takes the dead that nothing runs for any more off the list.
+    #[inline]
     fn bury(&mut self, memory: &mut Memory) {
         if self.shared.has_dead {
-            let clients = &mut self.clients;
-            self.live.retain(|number| !clients[usize::from(*number)].bury());
-            self.shared.has_dead =
-                self.live.iter().any(|number| clients[usize::from(*number)].phase == Phase::Dead);
-            if self.live.is_empty() {
-                self.shared.drop_pages(memory);
-            }
+            self.bury_dead(memory);
+        }
+    }
+
+    #[inline(never)]
+    fn bury_dead(&mut self, memory: &mut Memory) {
+        let clients = &mut self.clients;
+        self.live.retain(|number| !clients[usize::from(*number)].bury());
+        self.shared.has_dead =
+            self.live.iter().any(|number| clients[usize::from(*number)].phase == Phase::Dead);
+        if self.live.is_empty() {
+            self.shared.drop_pages(memory);
         }
     }
 }
@@ -403,8 +428,12 @@ impl Frontend for NbdDoor {
         self.shared.out_of_room = false;
         self.wake = false;
         self.shared.forgive_pause();
-        self.accept(intake.memory());
-        self.expire(intake.memory());
+        if self.listener_ready || self.accept_after.is_some() {
+            self.accept(intake.memory());
+        }
+        if self.shared.has_deadlines {
+            self.expire(intake.memory());
+        }
         self.abandon(intake);
         let count = self.live.len();
         self.first = if self.first + 1 < count { self.first + 1 } else { 0 };
@@ -432,22 +461,27 @@ impl Frontend for NbdDoor {
         client.answered(request, answer, &mut self.shared, memory);
     }
 
+    #[inline]
     fn flush(&mut self, memory: &mut Memory) {
         for number in &self.live {
-            self.clients[usize::from(*number)].flush(&mut self.shared, memory);
+            let client = &mut self.clients[usize::from(*number)];
+            if client.has_to_flush() {
+                client.flush(&mut self.shared, memory);
+            }
         }
         self.wake |= std::mem::take(&mut self.shared.has_more);
         self.bury(memory);
     }
 
-    fn deadline(&self) -> Option<Now> {
+    #[inline]
+    fn deadline(&self) -> Now {
         if self.wake || (self.shared.blocked && self.shared.released) {
-            return Some(self.shared.now);
+            return self.shared.now;
         }
-        let clients = self.live.iter();
-        let clients =
-            clients.filter_map(|number| self.clients[usize::from(*number)].deadline(&self.shared));
-        clients.chain(self.accept_after).min()
+        let has_deadlines = self.shared.has_deadlines;
+        debug_assert!(has_deadlines || self.first_deadline() == Now::NEVER, "{self:?}");
+        let clients = if has_deadlines { self.first_deadline() } else { Now::NEVER };
+        clients.min(self.accept_after.unwrap_or(Now::NEVER))
     }
 
     fn suspend(&mut self) {

@@ -48,7 +48,9 @@ impl Client {
         shared: &mut Shared,
         intake: &mut impl Intake,
     ) -> Result<Turn, Gone> {
-        self.look_further(shared, intake);
+        if self.lookups.has_again() {
+            self.look_further(shared, intake);
+        }
         let mut quota = REQUESTS_PER_TURN;
         for _ in 0..super::ROUNDS_PER_TURN {
             match self.take_staged(&mut quota, shared, intake)? {
@@ -60,7 +62,7 @@ impl Client {
                     return Ok(Turn::Idle);
                 }
             }
-            if !self.receive(shared, intake.memory())? {
+            if !self.readable || !self.receive(shared, intake.memory())? {
                 return Ok(Turn::Idle);
             }
         }
@@ -174,7 +176,7 @@ impl Client {
                 true
             }
             Verdict::Disconnect => {
-                self.phase = Phase::Closing;
+                self.close_when_answered(shared);
                 return Ok(Some(Taken::Goodbye));
             }
             Verdict::Hangup => return Err(Gone::Fault),

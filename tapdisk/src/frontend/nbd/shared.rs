@@ -33,6 +33,9 @@ pub(super) struct Shared {
     pub(super) leaves_changes: bool,
     /// Whether it was announced that a peer is gone.
     pub(super) may_have_gone: bool,
+    /// Whether a client may have a deadline: in transmission none has while nobody waits for
+    /// memory.
+    pub(super) has_deadlines: bool,
     /// An option's payload while it is looked at.
     pub(super) scratch: Box<[u8]>,
     /// Buffers of requests that are out, of all clients.
@@ -80,6 +83,7 @@ impl Shared {
             has_dead: false,
             leaves_changes: false,
             may_have_gone: false,
+            has_deadlines: false,
             scratch: vec![0; handshake::OPTION_BYTES_MAX as usize].into(),
             buffers: 0,
             waiter: None,
@@ -120,6 +124,7 @@ impl Shared {
         });
         if buffer.is_none() && self.buffers > 0 {
             self.waiter.get_or_insert(Waiter { client, since: self.now });
+            self.has_deadlines = true;
             return Grant::Wait;
         }
         // Everybody else may ask again.
@@ -203,8 +208,14 @@ impl Shared {
     }
 
     /// When peers that hold memory and do not move are let go, because somebody needs it.
-    pub(super) fn stall_deadline(&self, progress: Now) -> Option<Now> {
-        let waiter = self.waiter.filter(|_| !self.suspended)?;
-        Some(progress.max(waiter.since).after(self.config.stall_timeout))
+    pub(super) fn stall_deadline(&self, progress: Now) -> Now {
+        self.waiter.filter(|_| !self.suspended).map_or(Now::NEVER, |waiter| {
+            progress.max(waiter.since).after(self.config.stall_timeout)
+        })
+    }
+
+    /// Whether somebody waits for memory.
+    pub(super) fn has_waiter(&self) -> bool {
+        self.waiter.is_some()
     }
 }

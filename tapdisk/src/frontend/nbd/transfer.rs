@@ -101,6 +101,12 @@ impl Client {
         if self.writes_large { room.min(LARGE_WRITE_STAGING) } else { room }
     }
 
+    /// Whether [`Client::flush`] has something to do.
+    #[inline]
+    pub(super) fn has_to_flush(&self) -> bool {
+        !self.outbox.is_empty() || self.watches_writable || self.phase == Phase::Closing
+    }
+
     /// Sends of what is queued what one message holds, as far as the socket takes it; closes when
     /// that was the last of it.
     pub(super) fn flush(&mut self, shared: &mut Shared, memory: &mut Memory) {

@@ -30,7 +30,7 @@ fn a_passing_error_that_passes_is_not_seen() {
     rig.write(0, 0, 9);
     rig.settle();
     assert_eq!(rig.ended(0), None);
-    assert_eq!(rig.vbd.deadline(), Some(Now::default().after(RETRY_INTERVAL)));
+    assert_eq!(rig.vbd.deadline(), Now::default().after(RETRY_INTERVAL));
     rig.at(Duration::from_millis(999));
     rig.vbd.maintain();
     assert!(rig.vbd.queue().is_idle(), "not before its time");
@@ -126,7 +126,7 @@ fn writes_wait_for_space_and_one_of_them_looks_for_it() {
     for second in 1..300 {
         full(&mut rig, 1);
         let before = rig.vbd.queue().sim().unwrap().accepted();
-        assert_eq!(rig.vbd.deadline(), Some(Now::default().after(Duration::from_secs(second))));
+        assert_eq!(rig.vbd.deadline(), Now::default().after(Duration::from_secs(second)));
         rig.at(Duration::from_secs(second));
         rig.vbd.maintain();
         rig.settle();
@@ -140,7 +140,7 @@ fn writes_wait_for_space_and_one_of_them_looks_for_it() {
     rig.vbd.maintain();
     rig.settle();
     assert_eq!(rig.vbd.awaiting_space(), 19);
-    assert_eq!(rig.vbd.deadline(), Some(Now::default().after(Duration::from_secs(300))), "at once");
+    assert_eq!(rig.vbd.deadline(), Now::default().after(Duration::from_secs(300)), "at once");
     rig.vbd.maintain();
     rig.settle();
     assert_eq!((rig.vbd.awaiting_space(), rig.answers.len()), (0, 22));
@@ -188,7 +188,7 @@ fn what_waits_for_space_goes_on_in_the_next_chain_or_ends_with_the_disk() {
         rig.settle();
         assert!(rig.vbd.is_drained());
         rig.vbd.close_chain().unwrap();
-        assert_eq!(rig.vbd.deadline(), None);
+        assert_eq!(rig.vbd.deadline(), Now::NEVER);
         rig.vbd.maintain();
         if ends {
             rig.vbd.shut_down();

@@ -93,7 +93,7 @@ impl Rig {
     /// One turn, if the loop would not sleep; whether there was one.
     pub(super) fn turn(&mut self) -> bool {
         self.poll.poll(&mut self.events, Some(Duration::ZERO)).unwrap();
-        let due = self.door.deadline().is_some_and(|time| time <= self.intake.now);
+        let due = self.door.deadline() <= self.intake.now;
         if !self.more && !due && self.events.is_empty() {
             return false;
         }
