@@ -5,7 +5,7 @@
 //! the last requests were writes of one length, the next receive is laid out for more of them:
 //!
 //! ```text
-//!   stream     [request][payload][request][payload] ... [rest]
+//!   stream     [request][payload][request][payload] ... [request]
 //!   goes to     staging   page    staging   page         staging
 //! ```
 //!
@@ -37,8 +37,12 @@ pub(super) struct Ahead {
     /// How many of them came in a row.
     row: u32,
     /// The most requests that the client has had at a time since the row began. What it has less
-    /// than these may come next; laying out more costs a tenth of what is saved by each that comes.
+    /// than these may come next.
     most: u32,
+    /// How many writes came with the last receive that was laid out. The next is laid out for twice
+    /// as many and some: the layout of one that does not come costs a tenth of what one that comes
+    /// saves, and they come in small numbers from a client that is slower than its disk.
+    came: u32,
     /// Bytes of the stream that are laid out: requests in the staging buffer, payload in `pages`.
     laid: u32,
     /// Buffers with the payload, in the order of the stream; the last may be filled in part.
@@ -47,7 +51,7 @@ pub(super) struct Ahead {
 
 impl Ahead {
     pub(super) fn new() -> Self {
-        Self { len: 0, row: 0, most: 0, laid: 0, pages: Row::new(WRITES_MAX as usize) }
+        Self { len: 0, row: 0, most: 0, came: 0, laid: 0, pages: Row::new(WRITES_MAX as usize) }
     }
 
     /// Whether payload lies apart from the requests.
@@ -138,7 +142,7 @@ impl Client {
     /// How many writes to lay the next receive out for: with a request each in front, all of them
     /// fit into the staging buffer, should they have to be lined up there.
     pub(super) fn writes_ahead(&self, shared: &Shared) -> u32 {
-        let Ahead { len, row, most, .. } = self.ahead;
+        let Ahead { len, row, most, came, .. } = self.ahead;
         if row < ROW_MIN || self.drain > 0 || self.end > 0 {
             return 0;
         }
@@ -151,16 +155,17 @@ impl Client {
             .min(requests)
             .min(bytes)
             .min(staging)
-            .min(most.saturating_sub(owed).clamp(WRITES_MIN, WRITES_MAX))
+            .min(most.saturating_sub(owed).min(2 * came).saturating_add(WRITES_MIN).min(WRITES_MAX))
     }
 
     /// Where they go.
     pub(super) fn lay_out(&self, count: u32, shared: &Shared, message: &mut Incoming<'_>) {
         let len = self.ahead.len;
-        let (requests, whole) = (count * REQUEST_BYTES, count * (REQUEST_BYTES + len));
-        let pages = shared.pages_ahead(count, len);
+        let (requests, pages) = (count * REQUEST_BYTES, shared.pages_ahead(count, len));
         message.alternate(self.staging.part(0, requests), REQUEST_BYTES, pages);
-        message.segment(self.staging.part(requests, self.staging.len - whole));
+        // Of what comes behind these the payload stays in the socket: it would have to be copied.
+        // With no more room than for these, all of them would look like a socket that has more.
+        message.segment(self.staging.part(requests, REQUEST_BYTES));
     }
 
     /// So many bytes came into what was laid out for `count` writes.
@@ -170,6 +175,7 @@ impl Client {
         let (full, part) = (whole / each, whole % each);
         let is_begun = part > REQUEST_BYTES;
         let (count, len) = (full + u32::from(is_begun), self.ahead.len);
+        self.ahead.came = count;
         for page in shared.take_pages(count, len) {
             self.ahead.pages.push(page);
         }
