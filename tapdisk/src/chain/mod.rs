@@ -2,6 +2,8 @@
 //!
 //! The one loop over runs and images: it turns a request into I/O for the queue.
 
+mod short;
+
 use std::path::PathBuf;
 
 use nix::errno::Errno;
@@ -14,6 +16,7 @@ use crate::queue::{FileId, Io, IoOp, Queue, Tag};
 use crate::request::{Extent, ExtentKind, Op, Request, Segments};
 use crate::statistics::DiskCounters;
 use crate::status::Status;
+use short::ShortWay;
 
 /// What a request needs on its way through the chain.
 #[derive(Debug)]
@@ -75,12 +78,7 @@ pub struct Chain {
     layers: Vec<Box<dyn Layer>>,
     /// Leaf first, each with its size in bytes.
     images: Vec<(Box<dyn Image>, u64)>,
-    /// When all there is to it is one file whose bytes are the disk's.
-    flat: Option<FileId>,
-    /// The leaf's file, when there are no layers.
-    bare: Option<FileId>,
-    /// There are no layers, and some image has a file: a request may be one I/O.
-    is_bare: bool,
+    short_way: ShortWay,
     /// The leaf has metadata.
     has_metadata: bool,
     /// Its metadata may have something to do.
@@ -105,64 +103,8 @@ impl Chain {
         };
         let mut images: Vec<_> = images.into_iter().map(sized).collect();
         let has_metadata = images[0].0.metadata().is_some();
-        let (flat, bare, is_bare, is_touched) = (None, None, false, has_metadata);
-        Self { layers, images, flat, bare, is_bare, has_metadata, is_touched }.find_short_ways()
-    }
-
-    fn find_short_ways(mut self) -> Self {
-        let has_file = self.images.iter().any(|(image, _)| image.file().is_some());
-        self.is_bare = self.layers.is_empty() && has_file;
-        self.bare = if self.is_bare { self.leaf_file() } else { None };
-        self.flat = match self.images.as_slice() {
-            [(image, _)] if self.is_bare => image.flat(),
-            _ => None,
-        };
-        self
-    }
-
-    /// Whether [`Chain::short`] may have an answer.
-    #[must_use]
-    #[inline(always)]
-    pub fn has_short_way(&self) -> bool {
-        self.is_bare
-    }
-
-    /// Where all of a read or write without FUA is in one file, and how many images above that one
-    /// do not have it; if nothing has to be asked before its I/O and nothing be told after. The
-    /// request is of whole sectors inside the disk. `None`: perhaps, but [`Chain::advance`] has to
-    /// look closer. Changes nothing that matters: a read may be mapped as often as one likes.
-    #[inline(always)]
-    pub fn short(&mut self, slot: usize, request: &Request) -> Option<(FileId, u64, usize)> {
-        if let Some(file) = self.flat {
-            return Some((file, request.offset, 0));
-        }
-        if let (Some(file), Some((leaf, _))) = (self.bare, self.images.first())
-            && let Some(offset) = leaf.place(request.offset, request.len)
-        {
-            return Some((file, offset, 0));
-        }
-        // Taken apart: what another function returns lies in memory.
-        let (file, offset, layer) =
-            if self.is_bare { self.short_in_images(slot, request)? } else { return None };
-        Some((file, offset, layer))
-    }
-
-    #[inline(never)]
-    fn short_in_images(&mut self, slot: usize, request: &Request) -> Option<(FileId, u64, usize)> {
-        if request.op != Op::Read {
-            return None;
-        }
-        match self.map(slot, request, 0) {
-            (index, Mapping::Data { file, offset, len, layer }) if len == request.len => {
-                Some((file, offset, index + layer))
-            }
-            _ => None,
-        }
-    }
-
-    /// From now on the end of every request is looked at, also of one that is nothing but an I/O.
-    pub fn look_at_ends(&mut self) {
-        (self.flat, self.bare, self.is_bare) = (None, None, false);
+        let (short_way, is_touched) = (ShortWay::None, has_metadata);
+        Self { layers, images, short_way, has_metadata, is_touched }.find_short_way()
     }
 
     /// The leaf's facts: the disk's.
@@ -180,7 +122,7 @@ impl Chain {
     /// The same images under these layers.
     #[must_use]
     pub fn with_layers(self, layers: Vec<Box<dyn Layer>>) -> Self {
-        Self { layers, ..self }.find_short_ways()
+        Self { layers, ..self }.find_short_way()
     }
 
     /// How the storage told of a loss since the leaf was opened, where that keeps account of it.

@@ -11,7 +11,9 @@ mod raw;
 mod vhd;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use ::vhd::engine::Table;
 use nix::errno::Errno;
 use vhd_files::lock::Policy;
 
@@ -114,10 +116,9 @@ pub trait Image: Send {
         false
     }
 
-    /// Where in its [`Image::file`] all of a range is, of whole sectors inside the disk, if it can
-    /// be written there with nothing to be asked before and nothing to be told after. `None`:
-    /// perhaps, but [`Image::map`] has to look closer.
-    fn place(&self, _offset: u64, _len: u64) -> Option<u64> {
+    /// Where blocks are in its [`Image::file`], in sectors of 512 bytes, for who asks this before
+    /// [`Image::map`].
+    fn places(&self) -> Option<Arc<Table>> {
         None
     }
 

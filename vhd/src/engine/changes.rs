@@ -1,7 +1,7 @@
 //! Blocks whose metadata changes, and the requests that wait for that: two tables of a fixed size.
 
 use super::Errno;
-use super::layer::Known;
+use super::table::Known;
 
 /// Requests' parts that change metadata: more of them wait.
 pub(super) const CLAIMS_MAX: u16 = 512;

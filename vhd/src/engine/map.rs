@@ -1,10 +1,13 @@
 //! Where a run of sectors is: the way of every request through the engine.
 
+use std::sync::Arc;
+
 use super::cache::{Bitmap, Owner};
 use super::changes::{Change, Kind};
-use super::layer::{Block, Known, Layer};
+use super::layer::Layer;
 use super::ready::Place;
 use super::step::{StepId, What};
+use super::table::{Block, Known, Table};
 use crate::bits;
 
 use super::{Answer, ClaimId, Engine, Errno, Load, Op, Rule};
@@ -13,21 +16,10 @@ use super::{Answer, ClaimId, Engine, Errno, Load, Op, Rule};
 const STATUS_BLOCKS_MAX: u32 = 1 << 16;
 
 impl Engine {
-    /// Where a run is that is read or written, if all of it is in one block of the leaf that is
-    /// whole and does not change: the short way of most requests on a disk that is full. `None`
-    /// when [`Engine::map`] has to look closer.
+    /// Where blocks of the leaf are, for who asks that before all else.
     #[must_use]
-    #[inline(always)]
-    pub fn plain(&self, sector: u64, count: u64) -> Option<u64> {
-        let leaf = self.layers.first()?;
-        // As `>>`, without a check each time: a shift is that of a block's size.
-        let block = leaf.table.get(usize::try_from(sector.wrapping_shr(leaf.shift)).ok()?)?;
-        let within = sector & leaf.inside_block;
-        let data = u64::from(block.place()) + 1 + within;
-        let is_here = block.is_plain()
-            && within + count <= leaf.block_sectors
-            && data + count <= leaf.file_sectors;
-        is_here.then_some(data)
+    pub fn table(&self) -> Arc<Table> {
+        Arc::clone(&self.layers[0].table)
     }
 
     /// Where the run is that starts at `sector` and has `count` sectors, all inside the disk.
@@ -40,7 +32,7 @@ impl Engine {
             return Answer::Data { layer: 0, sector, count };
         }
         if matches!(op, Op::Read | Op::Write)
-            && let Some(sector) = self.plain(sector, count)
+            && let Some(sector) = leaf.table.find(sector, count)
         {
             return Answer::Data { layer: 0, sector, count };
         }
@@ -67,8 +59,8 @@ impl Engine {
             if layer.is_flat() {
                 return self.data(index, sector, count);
             }
-            let (block, within, in_block) = layer.split(sector, count);
-            let entry = layer.table[block];
+            let (block, within, in_block) = layer.table.split(sector, count);
+            let entry = layer.table.get(block);
             if entry.place() == 0 {
                 count = in_block;
                 continue;
@@ -90,7 +82,7 @@ impl Engine {
                 Known::Nothing => return self.load(index, block),
                 Known::Loading => return self.wait(),
                 Known::Unreadable => {
-                    self.layers[index].table[block] = Block::new(entry.place(), Known::Nothing);
+                    layer.table.set(block, Block::new(entry.place(), Known::Nothing));
                     return Answer::Fail(Errno::EIO);
                 }
                 Known::Busy(_) => unreachable!("what is known of a changing block is not that"),
@@ -139,8 +131,8 @@ impl Engine {
         let Some(slot) = self.take_slot(owner) else { return self.wait() };
         self.free_loads.pop();
         self.loads[usize::from(index)] = Some(Load { owner, slot });
-        let entry = &mut self.layers[layer].table[block];
-        *entry = Block::new(entry.place(), Known::Loading);
+        let table = &self.layers[layer].table;
+        table.set(block, Block::new(table.get(block).place(), Known::Loading));
         self.steps.push_back(StepId { what: What::Load, index: u32::from(index) });
         self.wait()
     }
@@ -149,9 +141,10 @@ impl Engine {
     fn take_slot(&mut self, owner: Owner) -> Option<u32> {
         let (slot, evicted) = self.cache.take(owner)?;
         if let Some(old) = evicted {
-            let entry = &mut self.layers[usize::from(old.layer)].table[old.block as usize];
+            let table = &self.layers[usize::from(old.layer)].table;
+            let entry = table.get(old.block as usize);
             assert!(entry.known() == Known::Slot(slot), "a slot has one owner");
-            *entry = Block::new(entry.place(), Known::Nothing);
+            table.set(old.block as usize, Block::new(entry.place(), Known::Nothing));
         }
         Some(slot)
     }
@@ -159,10 +152,10 @@ impl Engine {
     /// Where a change goes. `stored`: zeros are not dropped.
     fn change(&mut self, op: Op, sector: u64, count: u64, waiter: u16, stored: bool) -> Answer {
         let leaf = &self.layers[0];
-        let (block, within, count) = leaf.split(sector, count.min(leaf.size - sector));
-        let entry = leaf.table[block];
+        let (block, within, count) = leaf.table.split(sector, count.min(leaf.size - sector));
+        let entry = leaf.table.get(block);
         let covers =
-            within == 0 && count == u64::from(leaf.block_sectors()).min(leaf.size - sector);
+            within == 0 && count == u64::from(leaf.table.block_sectors()).min(leaf.size - sector);
         let frees = covers && self.layers.len() == 1 && matches!(op, Op::Trim | Op::WriteZeroes);
         let run = Run { op, sector, block, within, count: count as u32, waiter, stored };
         match entry.known() {
@@ -174,7 +167,7 @@ impl Engine {
             Known::Nothing => self.load(0, block),
             Known::Slot(slot) => self.change_partial(&run, entry.place(), slot, None),
             Known::Unreadable => {
-                self.layers[0].table[block] = Block::new(entry.place(), Known::Nothing);
+                leaf.table.set(block, Block::new(entry.place(), Known::Nothing));
                 Answer::Fail(Errno::EIO)
             }
         }
@@ -337,7 +330,7 @@ impl Engine {
         self.is_changed = true;
         let number = u32::try_from(block).expect("a table of 32 bits");
         let index = self.changes.begin(number, place, kind, known);
-        self.layers[0].table[block] = Block::new(place, Known::Busy(index));
+        self.layers[0].table.set(block, Block::new(place, Known::Busy(index)));
         index
     }
 

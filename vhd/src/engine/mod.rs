@@ -39,13 +39,14 @@ mod session;
 mod setup;
 mod space;
 mod step;
+mod table;
 mod turn;
 
 use std::collections::VecDeque;
 
 use cache::{Cache, Owner};
 use changes::{CHANGES_MAX, CLAIMS_MAX, Change, Changes, Kind, Stage};
-use layer::{Block, Known, Layer};
+use layer::Layer;
 use ready::Ready;
 pub use session::{FileStep, Found, opening};
 pub use setup::{
@@ -53,6 +54,8 @@ pub use setup::{
 };
 use space::Space;
 pub use step::{Action, Step, StepId};
+pub use table::Table;
+use table::{Block, Known};
 use turn::Turn;
 
 /// Bitmaps that are read at the same time.
@@ -212,9 +215,12 @@ impl Engine {
     /// # Panics
     /// Without a leaf, or for a flat leaf with a way to change its blocks.
     pub fn new(setup: Setup) -> Result<Self, SetupError> {
-        let mut layers: Vec<Layer> =
-            setup.layers.iter().map(Layer::new).collect::<Result<_, _>>()?;
-        let leaf = layers.first_mut().expect("a chain has a leaf");
+        let is_written = |index| index == 0 && setup.write.is_some();
+        let layers = setup.layers.iter().enumerate();
+        let layers: Vec<Layer> = layers
+            .map(|(index, layer)| Layer::new(layer, is_written(index)))
+            .collect::<Result<_, _>>()?;
+        let leaf = layers.first().expect("a chain has a leaf");
         let without = setup.without;
         let data_sector = match setup.layers.first().map(|leaf| &leaf.format) {
             Some(LayerFormat::Blocks { data_sector, .. }) => *data_sector,
@@ -223,10 +229,6 @@ impl Engine {
         let has_parent = setup.layers.len() > 1;
         let write =
             setup.write.map(|write| Write::new(write, leaf, has_parent, without, data_sector));
-        if write.is_some() {
-            // It is as long as it has to be, and grows.
-            leaf.file_sectors = u64::MAX;
-        }
         let slots = (setup.bitmap_memory_bytes / 512).max(CACHE_SLOTS_MIN);
         // No more than there are blocks.
         let blocks: usize = layers.iter().map(|layer| layer.table.len()).sum();
@@ -300,7 +302,7 @@ impl Engine {
                 Block::new(change.place, change.known)
             }
         };
-        self.layers[0].table[change.block as usize] = block;
+        self.layers[0].table.set(change.block as usize, block);
         self.wake();
     }
 
@@ -427,9 +429,9 @@ impl Engine {
     #[must_use]
     pub fn end_sector(&self) -> Option<u64> {
         let write = self.write.as_ref()?;
-        let blocks = u64::from(self.layers[0].block_sectors());
+        let blocks = u64::from(self.layers[0].table.block_sectors());
         let bound = self.changes.all().map(|(_, change)| change.place);
-        let places = self.layers[0].table.iter().map(|block| block.place()).chain(bound);
+        let places = self.layers[0].table.blocks().map(Block::place).chain(bound);
         let last = places.filter(|place| *place != 0).max();
         Some(last.map_or(write.space.start(), |place| u64::from(place) + 1 + blocks))
     }
@@ -437,7 +439,8 @@ impl Engine {
     /// Whether a block of the leaf is known to be whole: for the batmap, at close.
     #[must_use]
     pub fn is_whole(&self, block: u32) -> bool {
-        self.layers[0].table.get(block as usize).is_some_and(|block| block.is_plain())
+        let table = &self.layers[0].table;
+        (block as usize) < table.len() && table.get(block as usize).is_plain()
     }
 
     /// A person's view.
@@ -446,7 +449,7 @@ impl Engine {
     /// Those of `out`.
     pub fn describe(&self, out: &mut dyn std::fmt::Write) -> std::fmt::Result {
         for (index, layer) in self.layers.iter().enumerate() {
-            let used = layer.table.iter().filter(|block| block.place() != 0).count();
+            let used = layer.table.blocks().filter(|block| block.place() != 0).count();
             let (size, blocks) = (layer.size, layer.table.len());
             writeln!(out, "  layer {index}: {size} sectors, {used} of {blocks} blocks")?;
         }

@@ -4,7 +4,7 @@ use crate::bat::UNUSED;
 use crate::bits;
 
 use super::changes::Stage;
-use super::layer::{Block, Known};
+use super::table::{Block, Known};
 use super::{Engine, Errno};
 
 /// The name of a step under way.
@@ -106,7 +106,7 @@ impl Engine {
         if id.what == What::Load {
             let owner = self.loads[index].expect("a load under way").owner;
             let layer = usize::from(owner.layer);
-            let place = self.layers[layer].table[owner.block as usize].place();
+            let place = self.layers[layer].table.get(owner.block as usize).place();
             return Action::Read { layer, sector: u64::from(place) };
         }
         let write = self.write.as_ref().expect("only a leaf that is changed has such steps");
@@ -144,7 +144,7 @@ impl Engine {
             }
             What::Clean => {
                 let place = write.cleaning[index].expect("a place being cleaned");
-                let count = u64::from(self.layers[0].block_sectors()) + 1;
+                let count = u64::from(self.layers[0].table.block_sectors()) + 1;
                 Action::Zero { sector: u64::from(place), count, may_punch: true }
             }
             What::Load => unreachable!("handled above"),
@@ -153,7 +153,7 @@ impl Engine {
 
     fn bitmap_of_ones(&self) -> [u8; 512] {
         let mut bytes = [0; 512];
-        bits::set_range(&mut bytes, 0..self.layers[0].block_sectors());
+        bits::set_range(&mut bytes, 0..self.layers[0].table.block_sectors());
         bytes
     }
 
@@ -181,7 +181,9 @@ impl Engine {
         let first = number * ENTRIES_PER_SECTOR;
         let mut entries = [0_u32; ENTRIES_PER_SECTOR as usize];
         for (entry, block) in entries.iter_mut().zip(first..) {
-            *entry = match self.layers[0].table.get(block as usize).map(|block| block.place()) {
+            let table = &self.layers[0].table;
+            let is_there = (block as usize) < table.len();
+            *entry = match is_there.then(|| table.get(block as usize).place()) {
                 Some(0) => UNUSED,
                 Some(place) => place,
                 // Behind the table's end: zeros, as whoever made the image wrote.
@@ -231,9 +233,9 @@ impl Engine {
     fn loaded(&mut self, index: u16, result: Result<&[u8; 512], Errno>) {
         let load = self.loads[usize::from(index)].take().expect("a load under way");
         self.free_loads.push(index);
-        let layer = &mut self.layers[usize::from(load.owner.layer)];
-        let sectors = layer.block_sectors();
-        let block = &mut layer.table[load.owner.block as usize];
+        let table = &self.layers[usize::from(load.owner.layer)].table;
+        let (number, sectors) = (load.owner.block as usize, table.block_sectors());
+        let block = table.get(number);
         assert!(block.known() == Known::Loading, "a block stays as it is while it is loaded");
         let known = match result {
             Ok(bytes) => {
@@ -247,7 +249,7 @@ impl Engine {
         } else {
             self.cache.release(load.slot);
         }
-        *block = Block::new(block.place(), known);
+        table.set(number, Block::new(block.place(), known));
         self.wake();
     }
 }

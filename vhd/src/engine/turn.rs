@@ -5,11 +5,12 @@ use crate::bat::UNUSED;
 use crate::bits;
 
 use super::changes::{CHANGES_MAX, Change, Kind, Stage};
-use super::layer::{Block, Known, Layer};
+use super::layer::Layer;
 use super::ready::Ready;
 use super::setup::{Growth, Rule, WriteSetup};
 use super::space::Space;
 use super::step::{StepId, What};
+use super::table::{Block, Known};
 use super::{Engine, Errno, Write};
 
 /// Places that are being punched at the same time.
@@ -92,7 +93,7 @@ impl Write {
     ) -> Self {
         assert!(!leaf.is_flat(), "a flat image has no blocks to change");
         let mut places: Vec<u32> =
-            leaf.table.iter().map(|block| block.place()).filter(|place| *place != 0).collect();
+            leaf.table.blocks().map(Block::place).filter(|place| *place != 0).collect();
         places.sort_unstable();
         let blocks = leaf.table.len();
         // What a device does with a hole is its own affair: its places hold anything.
@@ -107,7 +108,7 @@ impl Write {
                 &places,
                 blocks,
                 data_sector,
-                leaf.block_sectors(),
+                leaf.table.block_sectors(),
                 setup.growth,
                 without,
             ),
@@ -489,11 +490,11 @@ impl Engine {
                 self.leaf_space().free(change.place);
                 let gone = self.changes.get_mut(member);
                 (gone.place, gone.known) = (0, Known::Nothing);
-                self.layers[0].table[block] = Block::new(0, Known::Busy(member));
+                self.layers[0].table.set(block, Block::new(0, Known::Busy(member)));
                 return;
             }
             Kind::New if change.is_named => {
-                self.layers[0].table[block] = Block::new(change.place, Known::Busy(member));
+                self.layers[0].table.set(block, Block::new(change.place, Known::Busy(member)));
                 let named = self.changes.get_mut(member);
                 (named.kind, named.is_untouched) = (Kind::Partial, false);
                 named.in_doubt = change.bits_failed;
@@ -516,7 +517,7 @@ impl Engine {
                     bits::set_range(bitmap, claim.from..claim.from + claim.count);
                 }
             }
-            if bits::is_full(bitmap, self.layers[0].block_sectors()) {
+            if bits::is_full(bitmap, self.layers[0].table.block_sectors()) {
                 self.cache.release(slot);
                 known = Known::Whole;
             }

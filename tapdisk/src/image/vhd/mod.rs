@@ -13,7 +13,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use nix::errno::Errno;
-use vhd::engine::{self, Action, Answer, ClaimId, Engine, StepId};
+use vhd::engine::{self, Action, Answer, ClaimId, Engine, StepId, Table};
 
 use super::claim::Claim;
 use super::{Image, ImageInfo, ImageType, Mapping, Metadata, Requests};
@@ -93,13 +93,6 @@ fn op_of(op: Op) -> engine::Op {
 }
 
 impl Vhd {
-    #[inline(never)]
-    fn map_further(&mut self, slot: usize, op: Op, offset: u64, len: u64) -> Mapping {
-        let slot = u16::try_from(slot).expect("fewer slots");
-        let answer = self.engine.map(op_of(op), sectors(offset), sectors(len), slot);
-        self.mapping(answer)
-    }
-
     fn mapping(&self, answer: Answer) -> Mapping {
         match answer {
             Answer::Data { layer, sector, count } => Mapping::Data {
@@ -170,16 +163,13 @@ impl Image for Vhd {
 
     #[inline]
     fn map(&mut self, slot: usize, op: Op, offset: u64, len: u64) -> Mapping {
-        if matches!(op, Op::Read | Op::Write)
-            && let Some(sector) = self.engine.plain(sectors(offset), sectors(len))
-        {
-            return Mapping::Data { file: self.leaf, offset: bytes(sector), len, layer: 0 };
-        }
-        self.map_further(slot, op, offset, len)
+        let slot = u16::try_from(slot).expect("fewer slots");
+        let answer = self.engine.map(op_of(op), sectors(offset), sectors(len), slot);
+        self.mapping(answer)
     }
 
-    fn place(&self, offset: u64, len: u64) -> Option<u64> {
-        self.engine.plain(sectors(offset), sectors(len)).map(bytes)
+    fn places(&self) -> Option<Arc<Table>> {
+        Some(self.engine.table())
     }
 
     fn file(&self) -> Option<FileId> {
