@@ -178,7 +178,8 @@ struct Options {
     only: String,
 }
 
-/// `cargo xtask bench [NAME]... [rounds=N] [only=SERVER]`; of the tools `only=ROWS`.
+/// `cargo xtask bench [NAME]... [rounds=N] [only=SERVER]`; of the tools `only=ROWS`, of VHDs
+/// `only=TABLE`.
 pub(crate) fn run(arguments: &[String]) -> Result<()> {
     let options = parse(arguments)?;
     if let Some(reason) = packages::provide("bench") {

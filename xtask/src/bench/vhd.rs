@@ -40,24 +40,50 @@ const LIMIT: Duration = Duration::from_secs(10);
 /// How long it lasts.
 const SNAPSHOT_SECONDS: u32 = 2;
 
-/// All the tables.
+/// The tables, and what one of them is called in `only=`.
+const COUNTS: &str = "counts";
+const RATES: &str = "rates";
+const CHAINS: &str = "chains";
+const FIRST: &str = "first";
+const SNAPSHOTS: &str = "snapshots";
+
+/// All the tables; with `only=`, those whose name begins so.
 pub(super) fn measure(ground: &mut Ground) -> Result<()> {
+    let only = std::mem::take(&mut ground.only);
+    let is_wanted = |table: &str| table.starts_with(&only);
     let raw = ground.image.clone();
     let dynamic = ground.folder().join("dynamic.vhd");
     vhd_util(&["convert", "-f", "raw", "-n"], &[&raw.path, Path::new("-N"), &dynamic])?;
     let dynamic = Image { path: dynamic, is_vhd: true };
-    let three = chain(ground, &dynamic, 3)?;
-    counts(ground, &[("raw", &raw), ("dynamic", &dynamic), ("3 layers", &three)])?;
-    beside_others(ground, &raw, &dynamic)?;
-    let thirty = chain(ground, &dynamic, 30)?;
+    if is_wanted(COUNTS) || is_wanted(CHAINS) {
+        let three = chain(ground, &dynamic, 3)?;
+        if is_wanted(COUNTS) {
+            counts(ground, &[("raw", &raw), ("dynamic", &dynamic), ("3 layers", &three)])?;
+        }
+        if is_wanted(CHAINS) {
+            chains(ground, &dynamic, &three)?;
+        }
+    }
+    if is_wanted(RATES) {
+        beside_others(ground, &raw, &dynamic)?;
+    }
+    if is_wanted(FIRST) {
+        first_writes(ground)?;
+    }
+    if is_wanted(SNAPSHOTS) {
+        snapshots(ground, &dynamic)?;
+    }
+    (ground.image, ground.only) = (raw, only);
+    Ok(())
+}
+
+/// Reads of chains beside those of their base.
+fn chains(ground: &mut Ground, dynamic: &Image, three: &Image) -> Result<()> {
+    let thirty = chain(ground, dynamic, 30)?;
     println!();
     let one = |name: &str, image: &Image| contestant(name, Kind::Ours, image);
-    let layers = [one("dynamic", &dynamic), one("3 layers", &three), one("30 layers", &thirty)];
-    rates::compare(ground, &layers, &[RANDOM_READ])?;
-    first_writes(ground)?;
-    snapshots(ground, &dynamic)?;
-    ground.image = raw;
-    Ok(())
+    let layers = [one("dynamic", dynamic), one("3 layers", three), one("30 layers", &thirty)];
+    rates::compare(ground, &layers, &[RANDOM_READ])
 }
 
 fn vhd_util(arguments: &[&str], more: &[&Path]) -> Result<()> {
