@@ -256,7 +256,7 @@ impl DiskThread {
         }
         self.complain();
         self.settle();
-        self.publish();
+        self.publish(self.disk.vbd.now());
         // With I/O under way its memory and the ring have to stay.
         !self.exit || self.life.is_open()
     }
@@ -277,6 +277,10 @@ impl DiskThread {
         }
         self.busy_turns = 0;
         let before = self.clock.now();
+        if self.is_stale {
+            // If it is time by now: a turn for that alone would be one more wait.
+            self.publish(before);
+        }
         let in_flight = self.disk.vbd.queue().in_flight();
         let timeout = if self.more {
             Some(Duration::ZERO)
@@ -341,8 +345,7 @@ impl DiskThread {
     }
 
     /// Shows the numbers of this turn, unless others have just been shown: then a little later.
-    fn publish(&mut self) {
-        let now = self.disk.vbd.now();
+    fn publish(&mut self, now: Now) {
         self.is_stale = now < self.published.after(PUBLISH_INTERVAL);
         if self.is_stale {
             return;

@@ -175,39 +175,58 @@ fn beside_others(ground: &mut Ground, raw: &Image, dynamic: &Image) -> Result<()
     rates::compare(ground, &contestants, &PATTERNS)
 }
 
-/// What a guest feels of a disk that is fresh: the same writes, in the same order, once more.
+/// What a guest feels of a disk that is fresh: the same writes, in the same order, once more. Beside
+/// a raw file without blocks, in turns: what the file system does by itself.
 fn first_writes(ground: &mut Ground) -> Result<()> {
     println!(
-        "\n{:<26} {:>14} {:>14} {:>19}",
-        "first writes", "first, k/s", "again, k/s", "ratio (min to max)"
+        "\n{:<26} {:<10} {:>12} {:>12} {:>20}",
+        "first writes", "image", "first, k/s", "again, k/s", "ratio (min to max)"
     );
     for (pattern, requests) in &FIRST_WRITES {
-        let mut rates = [Vec::new(), Vec::new()];
-        let mut ratios = Vec::new();
+        let mut runs = [Vec::new(), Vec::new()];
         for _ in 0..ground.rounds {
-            let path = ground.folder().join("fresh.vhd");
-            vhd_util(&["create", "-s", FRESH_MIB, "-n"], &[&path])?;
-            ground.image = Image { path: path.clone(), is_vhd: true };
-            let mut turn = [0.0; 2];
-            for (rate, all) in turn.iter_mut().zip(&mut rates) {
-                let server = Server::start(ground, Kind::Ours, &[])?;
-                let amount = Amount::Requests(*requests);
-                *rate = client::run(ground, &server.socket, pattern, amount)?.requests_per_second;
-                server.stop()?;
-                all.push(*rate * 1e-3);
+            for (runs, is_vhd) in runs.iter_mut().zip([true, false]) {
+                let image = fresh(ground, is_vhd)?;
+                ground.image = image.clone();
+                let mut rates = [0.0; 2];
+                for rate in &mut rates {
+                    let server = Server::start(ground, Kind::Ours, &[])?;
+                    let amount = Amount::Requests(*requests);
+                    let report = client::run(ground, &server.socket, pattern, amount)?;
+                    *rate = report.requests_per_second * 1e-3;
+                    server.stop()?;
+                }
+                remove(&image.path)?;
+                runs.push(rates);
             }
-            ratios.push(turn[0] / turn[1]);
-            remove(&path)?;
         }
-        let [first, again] = rates.map(|rates| Spread::of(rates).map_or(0.0, |all| all.median));
-        if let Some(Spread { median, min, max }) = Spread::of(ratios) {
+        for (runs, name) in runs.iter().zip(["VHD", "raw"]) {
+            let spread = |of: fn(&[f64; 2]) -> f64| Spread::of(runs.iter().map(of).collect());
+            let (Some(first), Some(again), Some(ratio)) =
+                (spread(|run| run[0]), spread(|run| run[1]), spread(|run| run[0] / run[1]))
+            else {
+                continue;
+            };
+            let Spread { median, min, max } = ratio;
             println!(
-                "{:<26} {first:>14.1} {again:>14.1} {median:>6.2} ({min:.2} to {max:.2})",
-                pattern.name
+                "{:<26} {name:<10} {:>12.1} {:>12.1} {median:>6.2} ({min:.2} to {max:.2})",
+                pattern.name, first.median, again.median
             );
         }
     }
     Ok(())
+}
+
+/// An image with nothing in it.
+fn fresh(ground: &Ground, is_vhd: bool) -> Result<Image> {
+    let path = ground.folder().join(if is_vhd { "fresh.vhd" } else { "fresh.raw" });
+    if is_vhd {
+        vhd_util(&["create", "-s", FRESH_MIB, "-n"], &[&path])?;
+    } else {
+        let mut truncate = command::tool("truncate");
+        command::run(truncate.args(["-s", &format!("{FRESH_MIB}M")]).arg(&path))?;
+    }
+    Ok(Image { path, is_vhd })
 }
 
 /// The longest that a request waits while its disk goes on in a new image, and without.

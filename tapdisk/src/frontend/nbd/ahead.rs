@@ -27,7 +27,7 @@ const ROW_MIN: u32 = 4;
 const WRITES_MAX: u32 = 32;
 
 /// The fewest, if that many are possible: a client may have more requests at a time than before.
-const WRITES_MIN: u32 = 4;
+const WRITES_MIN: u32 = 2;
 
 /// What is known of a client's row of writes.
 #[derive(Debug)]
