@@ -53,7 +53,7 @@ pub use setup::{
     BatmapSetup, Growth, LayerFormat, LayerSetup, Rule, Setup, SetupError, WriteSetup,
 };
 use space::Space;
-pub use step::{Action, Step, StepId};
+pub use step::{Action, Step, StepId, ZEROS_MAX};
 pub use table::Table;
 use table::{Block, Known};
 use turn::Turn;

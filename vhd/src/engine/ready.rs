@@ -18,6 +18,7 @@ pub(super) const STEPS_MAX: usize = READY_MAX + 1;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
     Idle,
+    Grow,
     Prepare,
     Order,
 }
@@ -153,12 +154,23 @@ impl Engine {
             return;
         }
         self.is_changed = true;
-        ready.phase = Phase::Prepare;
         ready.footer = space.footer_to_write();
+        if ready.footer.is_none() {
+            return self.prepare_round();
+        }
+        // First: file systems take writes behind the end of a file one by one, and have the caller
+        // wait for each.
+        (ready.phase, ready.left) = (Phase::Grow, 1);
+        self.steps.push_back(StepId { what: What::ReadyFooter, index: 0 });
+    }
+
+    /// The file is as long as it has to be.
+    fn prepare_round(&mut self) {
+        let ready = &mut self.write.as_mut().expect("a leaf that is changed").ready;
+        ready.phase = Phase::Prepare;
         let bitmaps = 0..ready.making.len() as u32;
         self.steps.extend(bitmaps.map(|index| StepId { what: What::ReadyBitmap, index }));
-        self.steps.extend(ready.footer.map(|_| StepId { what: What::ReadyFooter, index: 0 }));
-        ready.left = ready.making.len() as u32 + u32::from(ready.footer.is_some());
+        ready.left = ready.making.len() as u32;
     }
 
     pub(super) fn ready_step_ended(&mut self, id: StepId, result: Result<(), Errno>) {
@@ -168,6 +180,9 @@ impl Engine {
             (What::ReadyFooter, Ok(())) => {
                 let (sector, _) = ready.footer.expect("it was written");
                 space.footer_written(sector);
+                if ready.spoiled.is_none() {
+                    return self.prepare_round();
+                }
             }
             (What::ReadyBitmap, Err(errno)) => {
                 let place = ready.making[id.index as usize].take();

@@ -5,12 +5,16 @@
 use super::changes::CHANGES_MAX;
 use super::ready::READY_MAX;
 use super::setup::{Growth, Rule};
+use super::step::ZEROS_MAX;
 
 /// Sectors of 4096 bytes.
 const ALIGNMENT: u64 = 8;
 
 /// The last place that an entry can name: one below the entry that names none.
 const PLACE_MAX: u64 = u32::MAX as u64 - 1;
+
+/// So many places the file is made longer than it has to be: holes, which the close cuts off.
+const AHEAD: u64 = 64;
 
 /// Freed places that are not free yet: more frees than this wait.
 pub(super) const QUARANTINE_MAX: usize = 1024;
@@ -31,6 +35,9 @@ pub(super) struct Space {
     block_sectors: u64,
     /// Where the first can be.
     start: u64,
+    /// All blocks begin and end on 4096 bytes: before each bitmap there is a gap that is nobody's,
+    /// but for an old end footer.
+    is_aligned: bool,
     growth: Growth,
     /// The first sector behind all places that were ever handed out.
     end: u64,
@@ -68,9 +75,12 @@ impl Space {
         growth: Growth,
         without: Option<Rule>,
     ) -> Self {
+        let is_aligned = u64::from(block_sectors).is_multiple_of(ALIGNMENT)
+            && places.iter().all(|place| (u64::from(*place) + 1).is_multiple_of(ALIGNMENT));
         let mut space = Self {
             block_sectors: u64::from(block_sectors),
             start: data_sector,
+            is_aligned,
             growth,
             end: data_sector,
             footer: 0,
@@ -104,6 +114,11 @@ impl Space {
     /// The first sector of a place.
     pub(super) fn start(&self) -> u64 {
         self.start
+    }
+
+    /// Whether the seven sectors before the bitmap of a place are nobody's.
+    pub(super) fn has_gap_before(&self, place: u32) -> bool {
+        self.is_aligned && u64::from(place) >= self.start + u64::from(ZEROS_MAX)
     }
 
     fn behind(&self, place: u64) -> u64 {
@@ -153,8 +168,17 @@ impl Space {
         if let Some(place) = self.clean.pop() {
             return Some(place);
         }
-        let places = (self.end - self.start) / (self.block_sectors + 1).next_multiple_of(ALIGNMENT);
-        (is_needed || places < self.blocks).then(|| self.grow()).flatten()
+        (is_needed || self.left() > 0).then(|| self.grow()).flatten()
+    }
+
+    /// From one place to the next.
+    fn stride(&self) -> u64 {
+        (self.block_sectors + 1).next_multiple_of(ALIGNMENT)
+    }
+
+    /// How many places more there are to be, until there are as many as the disk has blocks.
+    fn left(&self) -> u64 {
+        self.blocks.saturating_sub((self.end - self.start).div_ceil(self.stride()))
     }
 
     fn grow(&mut self) -> Option<u32> {
@@ -258,10 +282,14 @@ impl Space {
         Some(self.quarantine.swap_remove(at).place)
     }
 
-    /// Where the footer has to be written now, when the file has grown, and its bytes.
+    /// Where the footer has to be written now, when the file has grown, and its bytes: behind some
+    /// places more. A file system takes writes behind the end of a file one by one, and has the
+    /// caller wait for each; inside, where there is a hole, it does not.
     pub(super) fn footer_to_write(&self) -> Option<(u64, [u8; 512])> {
         match &self.growth {
-            Growth::File { footer } if self.end > self.footer => Some((self.end, **footer)),
+            Growth::File { footer } if self.end > self.footer => {
+                Some((self.end + self.left().min(AHEAD) * self.stride(), **footer))
+            }
             _ => None,
         }
     }
@@ -289,10 +317,17 @@ mod tests {
         let mut space = file(&[]);
         assert_eq!(space.take(), Some((15, true)));
         assert_eq!(space.take(), Some((31, true)));
-        assert_eq!(space.footer_to_write().unwrap().0, 40);
-        space.footer_written(40);
-        assert!(space.footer_to_write().is_none());
-        assert_eq!(space.take(), Some((47, true)));
+        let (footer, _) = space.footer_to_write().unwrap();
+        assert_eq!(footer, 40 + 64 * 16);
+        space.footer_written(footer);
+        for place in (47..footer).step_by(16) {
+            assert!(space.footer_to_write().is_none());
+            assert_eq!(space.take(), Some((u32::try_from(place).unwrap(), true)));
+        }
+        assert!(space.footer_to_write().is_none(), "the last place ends at the footer");
+        assert_eq!(space.take(), Some((u32::try_from(footer).unwrap() + 7, true)));
+        let (next, _) = space.footer_to_write().unwrap();
+        assert_eq!(next, footer + 16 + 33 * 16, "no more places than the disk has blocks");
     }
 
     #[test]
@@ -302,6 +337,18 @@ mod tests {
         found.sort_unstable();
         assert_eq!(found, [(15, false), (31, false), (63, false)]);
         assert_eq!(space.take(), Some((95, true)));
+    }
+
+    #[test]
+    fn before_a_bitmap_nothing_lies_where_all_blocks_are_on_4096_bytes() {
+        let mut space = file(&[47]);
+        assert_eq!(space.take(), Some((31, false)));
+        assert!(space.has_gap_before(31) && space.has_gap_before(47) && space.has_gap_before(17));
+        assert!(!space.has_gap_before(15), "there are headers up to sector 10");
+        assert!(!file(&[47, 60]).has_gap_before(31), "a block may end there");
+        let growth = || Growth::File { footer: Box::new([0; 512]) };
+        let small = Space::new(&[], 100, 10, 4, growth(), None);
+        assert!(!small.has_gap_before(31), "blocks are smaller");
     }
 
     #[test]

@@ -63,10 +63,12 @@ pub enum Action {
         /// The sector.
         sector: u64,
     },
-    /// Write one sector.
+    /// Write one sector, or zeros and that sector.
     Write {
-        /// The sector.
+        /// The first sector.
         sector: u64,
+        /// Sectors of zeros, at most [`ZEROS_MAX`], before the one with bytes.
+        zeros: u32,
         /// What.
         bytes: [u8; 512],
     },
@@ -82,6 +84,9 @@ pub enum Action {
         may_punch: bool,
     },
 }
+
+/// With the sector behind them these are 4096 bytes.
+pub const ZEROS_MAX: u32 = 7;
 
 /// Entries in a sector of the table.
 const ENTRIES_PER_SECTOR: u32 = 128;
@@ -113,12 +118,11 @@ impl Engine {
         match id.what {
             What::NewBitmap | What::Bitmap => {
                 let change = self.changes.get(id.index as u16);
-                let bytes = self.bitmap_of(id.index as u16);
-                Action::Write { sector: u64::from(change.place), bytes }
+                self.write_bitmap(change.place, self.bitmap_of(id.index as u16))
             }
             What::Footer => {
                 let (sector, bytes) = write.turn.footer.expect("decided when the turn began");
-                Action::Write { sector, bytes }
+                Action::Write { sector, zeros: 0, bytes }
             }
             What::BatmapZero => {
                 let batmap = write.batmap.as_ref().expect("not emptied yet");
@@ -127,20 +131,18 @@ impl Engine {
             }
             What::BatmapHeader => {
                 let batmap = write.batmap.as_ref().expect("not emptied yet");
-                Action::Write { sector: batmap.header_sector, bytes: batmap.empty_header }
+                let (sector, bytes) = (batmap.header_sector, batmap.empty_header);
+                Action::Write { sector, zeros: 0, bytes }
             }
             What::Order | What::ReadyOrder => Action::Flush,
-            What::ReadyBitmap => {
-                let sector = u64::from(write.ready.place(index));
-                Action::Write { sector, bytes: self.bitmap_of_ones() }
-            }
+            What::ReadyBitmap => self.write_bitmap(write.ready.place(index), self.bitmap_of_ones()),
             What::ReadyFooter => {
                 let (sector, bytes) = write.ready.footer.expect("decided when the round began");
-                Action::Write { sector, bytes }
+                Action::Write { sector, zeros: 0, bytes }
             }
             What::Bat => {
                 let sector = write.table_sector + u64::from(id.index);
-                Action::Write { sector, bytes: self.table_sector_of(id.index) }
+                Action::Write { sector, zeros: 0, bytes: self.table_sector_of(id.index) }
             }
             What::Clean => {
                 let place = write.cleaning[index].expect("a place being cleaned");
@@ -149,6 +151,15 @@ impl Engine {
             }
             What::Load => unreachable!("handled above"),
         }
+    }
+
+    /// Writes a bitmap; with what lies before it where nothing does. A file system waits for all
+    /// other direct I/O of a file before it writes a part of one of its blocks where it has to take
+    /// room for it, older ones always, and has the caller wait, too.
+    fn write_bitmap(&self, place: u32, bytes: [u8; 512]) -> Action {
+        let space = &self.write.as_ref().expect("a leaf that is changed").space;
+        let zeros = if space.has_gap_before(place) { ZEROS_MAX } else { 0 };
+        Action::Write { sector: u64::from(place - zeros), zeros, bytes }
     }
 
     fn bitmap_of_ones(&self) -> [u8; 512] {

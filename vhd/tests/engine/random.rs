@@ -397,3 +397,22 @@ fn without_a_rule_some_seed_is_noticed() {
         assert!(found.is_some(), "nothing notices that {rule:?} is not kept");
     }
 }
+
+/// A file system waits for each write behind the end of a file: at the bitmaps of a round it was
+/// most of the time of first writes.
+#[test]
+fn a_file_is_long_enough_before_anything_is_written_to_its_new_places() {
+    let mut rig = rig_of(None);
+    rig.ask(write(0, 1)).unwrap();
+    assert_eq!(rig.running(), 1, "the end footer");
+    let length = rig.store.bytes().len();
+    rig.end(0, Outcome::Done).unwrap();
+    assert!(rig.store.bytes().len() > length);
+    assert!(rig.running() > 1, "a bitmap for each place of the round");
+    let length = rig.store.bytes().len();
+    for ask in [write(1, 3), write(8, 8), write(16, 8)] {
+        rig.ask(ask).unwrap();
+        quiet(&mut rig);
+    }
+    assert_eq!(rig.store.bytes().len(), length, "there was room for all blocks of the disk");
+}

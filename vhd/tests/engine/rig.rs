@@ -299,8 +299,9 @@ impl Rig {
         let mut io = Io::new(What::Step(id));
         match action {
             Action::Read { layer, sector } => io.read = Some((layer, sector, 1, 0)),
-            Action::Write { sector, bytes } => {
-                let effect = Effect::Bytes(sector as usize * SECTOR, bytes.to_vec());
+            Action::Write { sector, zeros, bytes } => {
+                let all = [vec![0; zeros as usize * SECTOR].as_slice(), &bytes].concat();
+                let effect = Effect::Bytes(sector as usize * SECTOR, all);
                 io.write = Some(self.store.begin(effect));
             }
             Action::Flush => io.covers = self.store.flush_begin(),

@@ -175,8 +175,8 @@ fn beside_others(ground: &mut Ground, raw: &Image, dynamic: &Image) -> Result<()
     rates::compare(ground, &contestants, &PATTERNS)
 }
 
-/// What a guest feels of a disk that is fresh: the same writes, in the same order, once more. Beside
-/// a raw file without blocks, in turns: what the file system does by itself.
+/// What a guest feels of a disk that is fresh: the same writes, in the same order, once more.
+/// Beside a raw file without blocks, in turns: what the file system does by itself.
 fn first_writes(ground: &mut Ground) -> Result<()> {
     println!(
         "\n{:<26} {:<10} {:>12} {:>12} {:>20}",

@@ -13,7 +13,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use nix::errno::Errno;
-use vhd::engine::{self, Action, Answer, ClaimId, Engine, StepId, Table};
+use vhd::engine::{self, Action, Answer, ClaimId, Engine, StepId, Table, ZEROS_MAX};
 
 use super::claim::Claim;
 use super::{Image, ImageInfo, ImageType, Mapping, Metadata, Requests};
@@ -28,6 +28,10 @@ use session::Session;
 pub(super) use open::open;
 
 const SECTOR_SHIFT: u32 = 9;
+const SECTOR_BYTES: u32 = 1 << SECTOR_SHIFT;
+
+/// The most that a step reads or writes.
+const STEP_BYTES: u32 = (ZEROS_MAX + 1) << SECTOR_SHIFT;
 
 /// I/Os on metadata that the queue has at the same time: more wait in the engine.
 const STEPS_MAX: usize = 64;
@@ -74,6 +78,11 @@ fn bytes(sectors: u64) -> u64 {
     sectors << SECTOR_SHIFT
 }
 
+/// Of what a step reads or writes.
+fn small(bytes: u64) -> u32 {
+    u32::try_from(bytes).expect("at most STEP_BYTES")
+}
+
 fn result_of(status: Status) -> Result<(), engine::Errno> {
     status.errno().map_or(Ok(()), |errno| Err(engine::Errno(errno as i32)))
 }
@@ -118,7 +127,7 @@ impl Vhd {
     /// Gives one step of the engine to the queue; false when there is no room for it.
     fn begin_step(&mut self, queue: &mut Queue, memory: &mut Memory) -> bool {
         let Some(number) = self.free_flights.last().copied() else { return false };
-        let Some(buffer) = memory.allocate_spare(1 << SECTOR_SHIFT) else { return false };
+        let Some(buffer) = memory.allocate_spare(STEP_BYTES) else { return false };
         let Some(step) = self.engine.next_step() else {
             memory.free(buffer);
             return false;
@@ -126,9 +135,11 @@ impl Vhd {
         self.free_flights.pop();
         let (layer, op, sector, count) = match step.action {
             Action::Read { layer, sector } => (layer, IoOp::Read, sector, 1),
-            Action::Write { sector, bytes } => {
-                memory.copy_in(buffer, &bytes);
-                (0, IoOp::Write { durable: false }, sector, 1)
+            Action::Write { sector, zeros, bytes: last } => {
+                let len = zeros << SECTOR_SHIFT;
+                memory.zero(buffer.part(0, len));
+                memory.copy_in(buffer.part(len, SECTOR_BYTES), &last);
+                (0, IoOp::Write { durable: false }, sector, u64::from(zeros) + 1)
             }
             Action::Flush => (0, IoOp::Flush, 0, 0),
             Action::Zero { sector, count, may_punch } => {
@@ -143,13 +154,14 @@ impl Vhd {
         };
         let flight = Flight { id: step.id, buffer, is_read: op == IoOp::Read };
         self.flights[number as usize] = Some(flight);
+        let part = buffer.map(|buffer| buffer.part(0, small(bytes(count))));
         let io = Io {
             tag: super::own_tag(number),
             op,
             file: self.layers[layer].file,
             offset: bytes(sector),
             len: bytes(count),
-            segments: buffer.as_slice(),
+            segments: part.as_slice(),
         };
         queue.push(memory, &io);
         true
@@ -239,7 +251,7 @@ impl Metadata for Vhd {
         let mut sector = [0; 1 << SECTOR_SHIFT];
         if let Some(buffer) = flight.buffer {
             if flight.is_read {
-                memory.copy_out(buffer, &mut sector);
+                memory.copy_out(buffer.part(0, SECTOR_BYTES), &mut sector);
             }
             memory.free(buffer);
         }
