@@ -33,6 +33,7 @@
 mod cache;
 mod changes;
 mod layer;
+mod lowest;
 mod map;
 mod ready;
 mod session;

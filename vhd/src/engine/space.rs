@@ -3,6 +3,7 @@
 //! A place is the sector of a bitmap; the data behind it begins on 4096 bytes.
 
 use super::changes::CHANGES_MAX;
+use super::lowest::LowestFirst;
 use super::ready::READY_MAX;
 use super::setup::{Growth, Rule};
 use super::step::ZEROS_MAX;
@@ -44,11 +45,11 @@ pub(super) struct Space {
     /// Where the end footer is on the disk.
     footer: u64,
     /// Places that read as zeros.
-    clean: Vec<u32>,
+    clean: LowestFirst,
     /// Places that hold anything.
-    dirty: Vec<u32>,
+    dirty: LowestFirst,
     /// Places of durable zeros with a durable bitmap of ones.
-    ready: Vec<u32>,
+    ready: LowestFirst,
     /// Of the disk.
     blocks: u64,
     quarantine: Vec<Gone>,
@@ -58,7 +59,7 @@ pub(super) struct Space {
 impl std::fmt::Debug for Space {
     fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Self { end, clean, dirty, ready, quarantine, .. } = self;
-        let [clean, dirty, ready] = [clean, dirty, ready].map(Vec::len);
+        let [clean, dirty, ready] = [clean, dirty, ready].map(LowestFirst::len);
         let going = quarantine.len();
         write!(out, "up to sector {end}, {ready} ready, {clean} clean, {dirty} free, {going} going")
     }
@@ -84,9 +85,9 @@ impl Space {
             growth,
             end: data_sector,
             footer: 0,
-            clean: Vec::new(),
-            dirty: Vec::new(),
-            ready: Vec::with_capacity(READY_MAX),
+            clean: LowestFirst::default(),
+            dirty: LowestFirst::default(),
+            ready: LowestFirst::with_capacity(READY_MAX),
             blocks: blocks as u64,
             quarantine: Vec::with_capacity(QUARANTINE_MAX),
             without,
@@ -333,16 +334,29 @@ mod tests {
     #[test]
     fn gaps_of_an_earlier_session_are_places_of_unknown_contents() {
         let mut space = file(&[47, 79]);
-        let mut found: Vec<_> = (0..3).filter_map(|_| space.take()).collect();
-        found.sort_unstable();
+        let found: Vec<_> = (0..3).filter_map(|_| space.take()).collect();
         assert_eq!(found, [(15, false), (31, false), (63, false)]);
         assert_eq!(space.take(), Some((95, true)));
     }
 
     #[test]
+    fn the_lowest_place_goes_first() {
+        let mut space = file(&[]);
+        let made: Vec<_> = (0..4).filter_map(|_| space.take_to_make_ready(true)).collect();
+        assert_eq!(made, [15, 31, 47, 63]);
+        [31, 63, 15, 47].into_iter().for_each(|place| space.add_ready(place));
+        let ready: Vec<_> = std::iter::from_fn(|| space.take_ready()).collect();
+        assert_eq!(ready, made);
+        [31, 15].into_iter().for_each(|place| space.cleaned(place, true));
+        [63, 47].into_iter().for_each(|place| space.give_back(place));
+        assert_eq!([space.take_dirty(), space.take_dirty()], [Some(47), Some(63)]);
+        assert_eq!([space.take(), space.take()], [Some((15, true)), Some((31, true))]);
+    }
+
+    #[test]
     fn before_a_bitmap_nothing_lies_where_all_blocks_are_on_4096_bytes() {
         let mut space = file(&[47]);
-        assert_eq!(space.take(), Some((31, false)));
+        assert_eq!(space.take(), Some((15, false)));
         assert!(space.has_gap_before(31) && space.has_gap_before(47) && space.has_gap_before(17));
         assert!(!space.has_gap_before(15), "there are headers up to sector 10");
         assert!(!file(&[47, 60]).has_gap_before(31), "a block may end there");
@@ -370,7 +384,7 @@ mod tests {
         let mut space = file(&[last]);
         assert_eq!(space.dirty.len(), 100, "no more gaps than blocks");
         assert_eq!(space.take().map(|(_, zeros)| zeros), Some(false), "a gap");
-        space.dirty.clear();
+        while space.dirty.pop().is_some() {}
         assert_eq!(space.take(), None);
         assert!(space.is_at_limit());
     }
