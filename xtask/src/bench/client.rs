@@ -102,6 +102,14 @@ pub(super) fn run(
     parse(&text, pattern.is_read)
 }
 
+/// Runs `pattern` against the image itself, with direct I/O.
+pub(super) fn run_directly(ground: &Ground, pattern: &Pattern, amount: Amount) -> Result<Report> {
+    let mut direct = fio(ground, pattern, amount)?;
+    direct.args(["--ioengine=libaio", "--direct=1"]);
+    direct.arg(format!("--filename={}", ground.image.path.display()));
+    parse(&command::capture(&mut direct)?, pattern.is_read)
+}
+
 /// Does `meanwhile` under the load of `pattern`, which lasts `seconds`.
 pub(super) fn run_beside(
     ground: &Ground,
@@ -140,10 +148,17 @@ pub(super) fn run_exactly(
 }
 
 fn command(ground: &Ground, socket: &Path, pattern: &Pattern, amount: Amount) -> Result<Command> {
+    let mut command = fio(ground, pattern, amount)?;
+    command.arg("--ioengine=nbd");
+    command.arg(format!("--uri=nbd+unix:///?socket={}", socket.display()));
+    Ok(command)
+}
+
+/// Without what it is directed at.
+fn fio(ground: &Ground, pattern: &Pattern, amount: Amount) -> Result<Command> {
     let fio = command::find("fio").ok_or("fio is not installed")?;
     let mut command = ground.on_processor(PROCESSOR, &fio);
-    command.args(["--name=client", "--ioengine=nbd", "--thread", "--output-format=json"]);
-    command.arg(format!("--uri=nbd+unix:///?socket={}", socket.display()));
+    command.args(["--name=client", "--thread", "--output-format=json"]);
     command.arg(format!("--rw={}", pattern.direction));
     command.arg(format!("--bs={}", pattern.block));
     command.arg(format!("--iodepth={}", pattern.depth));

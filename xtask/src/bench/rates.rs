@@ -20,15 +20,20 @@ struct Column {
 /// A server with what it serves.
 pub(super) struct Contestant {
     pub(super) name: String,
-    pub(super) kind: Kind,
+    /// `None`: the client uses the image itself, which is what the storage gives.
+    pub(super) kind: Option<Kind>,
     pub(super) image: Image,
 }
 
 /// The table of rates.
 pub(super) fn measure(ground: &mut Ground) -> Result<()> {
     let with =
-        |kind: Kind| Contestant { name: kind.name().to_owned(), kind, image: ground.image.clone() };
-    let contestants: Vec<Contestant> = Kind::present(ground).into_iter().map(with).collect();
+        |name: &str, kind| Contestant { name: name.to_owned(), kind, image: ground.image.clone() };
+    let mut contestants: Vec<Contestant> =
+        Kind::present(ground).into_iter().map(|kind| with(kind.name(), Some(kind))).collect();
+    if ground.only.is_empty() {
+        contestants.push(with("fio alone, no server", None));
+    }
     compare(ground, &contestants, &PATTERNS)
 }
 
@@ -58,8 +63,12 @@ pub(super) fn compare(
     Ok(())
 }
 
-fn once(ground: &mut Ground, kind: Kind, pattern: &Pattern) -> Result<(f64, f64)> {
+fn once(ground: &mut Ground, kind: Option<Kind>, pattern: &Pattern) -> Result<(f64, f64)> {
     ground.drop_cache()?;
+    let Some(kind) = kind else {
+        let report = client::run_directly(ground, pattern, pattern.amount())?;
+        return Ok((report.requests_per_second, f64::NAN));
+    };
     let server = Server::start(ground, kind, &[])?;
     let before = server.cpu_seconds()?;
     let report = client::run(ground, &server.socket, pattern, pattern.amount())?;
@@ -78,7 +87,9 @@ fn print(pattern: &Pattern, contestants: &[Contestant], columns: Vec<Column>) {
         };
         let range = format!("({:.1} to {:.1})", rate.min * factor, rate.max * factor);
         let ratio = match first {
-            _ if !contestant.kind.is_peer_in(pattern) => "page cache".to_owned(),
+            _ if contestant.kind.is_some_and(|kind| !kind.is_peer_in(pattern)) => {
+                "page cache".to_owned()
+            }
             Some(first) => {
                 let ratio = first / rate.median;
                 format!("{ratio:.2} {}", verdict(ratio))
@@ -86,9 +97,10 @@ fn print(pattern: &Pattern, contestants: &[Contestant], columns: Vec<Column>) {
             None => String::new(),
         };
         first = first.or(Some(rate.median));
-        let (median, cost) = (rate.median * factor, cost.median);
+        let median = rate.median * factor;
+        let cost = contestant.kind.map_or("-".to_owned(), |_| format!("{:.1}", cost.median));
         println!(
-            "{:<26} {:<24} {median:>9.1} {range:>19} {unit:>6} {ratio:>19} {cost:>9.1}",
+            "{:<26} {:<24} {median:>9.1} {range:>19} {unit:>6} {ratio:>19} {cost:>9}",
             pattern.name, contestant.name
         );
     }

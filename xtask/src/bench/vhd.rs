@@ -92,7 +92,7 @@ fn vhd_util(arguments: &[&str], more: &[&Path]) -> Result<()> {
 }
 
 fn contestant(name: &str, kind: Kind, image: &Image) -> Contestant {
-    Contestant { name: name.to_owned(), kind, image: image.clone() }
+    Contestant { name: name.to_owned(), kind: Some(kind), image: image.clone() }
 }
 
 /// A child of `parent`, which is linked to even while it is empty.
