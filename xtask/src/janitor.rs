@@ -2,7 +2,8 @@
 //!
 //! It ignores the signals of a terminal and waits for the end of its standard input, which comes
 //! when we end, in whatever way. Then it ends, by process id, what it was told of and every tapdisk
-//! whose control socket lies in the first folder, and removes both folders.
+//! whose control socket lies in the first folder, unmounts what was mounted in the second, and
+//! removes both folders.
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -41,6 +42,7 @@ for signal in TERM KILL; do
     done
 done
 for process in $known; do rm -rf -- "/dev/shm/td3-${process%%:*}"; done
+umount "$2/mounted" 2>/dev/null
 rm -rf -- "$1" "$2"
 "#;
 
@@ -77,6 +79,11 @@ impl Janitor {
         &self.files
     }
 
+    /// Where something may be mounted, which is unmounted in the end.
+    pub(crate) fn mount_point(&self) -> PathBuf {
+        self.files.join("mounted")
+    }
+
     /// Ends this process too.
     pub(crate) fn watch(&mut self, pid: u32) -> Result<()> {
         let stdin = self.shell.stdin.as_mut().expect("piped, and closed only by drop");
@@ -106,6 +113,22 @@ mod tests {
         drop(janitor);
         assert!(!child.wait().unwrap().success(), "ended by a signal");
         assert!(folders.iter().all(|folder| !folder.exists()));
+    }
+
+    #[test]
+    fn unmounts_what_is_mounted_in_its_folder() {
+        let janitor = Janitor::new("janitor-mount").unwrap();
+        let point = janitor.mount_point();
+        std::fs::create_dir(&point).unwrap();
+        let mut mount = command::tool("mount");
+        mount.args(["-t", "tmpfs", "-o", "size=64k", "none"]).arg(&point);
+        if let Err(reason) = command::capture(&mut mount) {
+            println!("skipped: {reason}");
+            return;
+        }
+        std::fs::write(point.join("file"), "x").unwrap();
+        drop(janitor);
+        assert!(!point.exists());
     }
 
     #[test]

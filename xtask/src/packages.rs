@@ -45,7 +45,7 @@ const PACKAGES: [Package; 17] = [
     Package {
         name: "e2fsprogs",
         programs: &["mke2fs", "e2fsck", "debugfs"],
-        users: &["demo", "test", "vm"],
+        users: &["demo", "test", "vm", "bench"],
     },
     Package { name: "valgrind", programs: &["valgrind"], users: &["bench"] },
     Package { name: "linux-perf", programs: &["perf"], users: &["bench"] },

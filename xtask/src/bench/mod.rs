@@ -7,6 +7,7 @@
 
 mod callgrind;
 mod client;
+mod fresh;
 mod numbers;
 mod profile;
 mod rates;
@@ -15,6 +16,7 @@ mod servers;
 mod syscalls;
 mod tools;
 mod vhd;
+mod written;
 
 use std::fs;
 use std::io::Write as _;

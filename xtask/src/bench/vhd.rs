@@ -13,23 +13,14 @@ use super::numbers::{self, Spread, float};
 use super::rates::{self, Contestant};
 use super::servers::{Kind, Server};
 use super::syscalls::{self, Counter};
-use super::{Ground, Image, callgrind};
+use super::{Ground, Image, callgrind, fresh};
 use crate::Result;
 use crate::{command, wait};
 
 /// Of chains.
 const RANDOM_READ: Pattern = PATTERNS[1];
-/// Of first writes, and of what is written into chains and during snapshots.
+/// Of what is written into chains and during snapshots.
 const RANDOM_WRITE: Pattern = PATTERNS[3];
-
-/// Of fresh images.
-const FRESH_MIB: &str = "16384";
-/// Written to them, and how many requests: what the sequential ones write is within the disk.
-const FIRST_WRITES: [(Pattern, u64); 3] = [
-    (RANDOM_WRITE.over(16 << 30), 100_000),
-    (PATTERNS[5].over(4 << 30), 32_768),
-    (PATTERNS[7].over(4 << 30), 2_048),
-];
 
 /// A disk as large as they come, written to at random: most memory for maps of blocks and sectors.
 const LARGE_BYTES: u64 = 100 << 30;
@@ -68,7 +59,7 @@ pub(super) fn measure(ground: &mut Ground) -> Result<()> {
         beside_others(ground, &raw, &dynamic)?;
     }
     if is_wanted(FIRST) {
-        first_writes(ground)?;
+        fresh::measure(ground)?;
     }
     if is_wanted(SNAPSHOTS) {
         snapshots(ground, &dynamic)?;
@@ -86,7 +77,7 @@ fn chains(ground: &mut Ground, dynamic: &Image, three: &Image) -> Result<()> {
     rates::compare(ground, &layers, &[RANDOM_READ])
 }
 
-fn vhd_util(arguments: &[&str], more: &[&Path]) -> Result<()> {
+pub(super) fn vhd_util(arguments: &[&str], more: &[&Path]) -> Result<()> {
     let mut command = Command::new(command::target("release").join("vhd-util"));
     command::capture(command.args(arguments).args(more)).map(drop)
 }
@@ -175,60 +166,6 @@ fn beside_others(ground: &mut Ground, raw: &Image, dynamic: &Image) -> Result<()
     rates::compare(ground, &contestants, &PATTERNS)
 }
 
-/// What a guest feels of a disk that is fresh: the same writes, in the same order, once more.
-/// Beside a raw file without blocks, in turns: what the file system does by itself.
-fn first_writes(ground: &mut Ground) -> Result<()> {
-    println!(
-        "\n{:<26} {:<10} {:>12} {:>12} {:>20}",
-        "first writes", "image", "first, k/s", "again, k/s", "ratio (min to max)"
-    );
-    for (pattern, requests) in &FIRST_WRITES {
-        let mut runs = [Vec::new(), Vec::new()];
-        for _ in 0..ground.rounds {
-            for (runs, is_vhd) in runs.iter_mut().zip([true, false]) {
-                let image = fresh(ground, is_vhd)?;
-                ground.image = image.clone();
-                let mut rates = [0.0; 2];
-                for rate in &mut rates {
-                    let server = Server::start(ground, Kind::Ours, &[])?;
-                    let amount = Amount::Requests(*requests);
-                    let report = client::run(ground, &server.socket, pattern, amount)?;
-                    *rate = report.requests_per_second * 1e-3;
-                    server.stop()?;
-                }
-                remove(&image.path)?;
-                runs.push(rates);
-            }
-        }
-        for (runs, name) in runs.iter().zip(["VHD", "raw"]) {
-            let spread = |of: fn(&[f64; 2]) -> f64| Spread::of(runs.iter().map(of).collect());
-            let (Some(first), Some(again), Some(ratio)) =
-                (spread(|run| run[0]), spread(|run| run[1]), spread(|run| run[0] / run[1]))
-            else {
-                continue;
-            };
-            let Spread { median, min, max } = ratio;
-            println!(
-                "{:<26} {name:<10} {:>12.1} {:>12.1} {median:>6.2} ({min:.2} to {max:.2})",
-                pattern.name, first.median, again.median
-            );
-        }
-    }
-    Ok(())
-}
-
-/// An image with nothing in it.
-fn fresh(ground: &Ground, is_vhd: bool) -> Result<Image> {
-    let path = ground.folder().join(if is_vhd { "fresh.vhd" } else { "fresh.raw" });
-    if is_vhd {
-        vhd_util(&["create", "-s", FRESH_MIB, "-n"], &[&path])?;
-    } else {
-        let mut truncate = command::tool("truncate");
-        command::run(truncate.args(["-s", &format!("{FRESH_MIB}M")]).arg(&path))?;
-    }
-    Ok(Image { path, is_vhd })
-}
-
 /// The longest that a request waits while its disk goes on in a new image, and without.
 fn snapshots(ground: &mut Ground, base: &Image) -> Result<()> {
     let mut waits = [Vec::new(), Vec::new()];
@@ -299,6 +236,6 @@ pub(super) fn memory(ground: &mut Ground) -> Result<()> {
     Ok(())
 }
 
-fn remove(path: &Path) -> Result<()> {
+pub(super) fn remove(path: &Path) -> Result<()> {
     fs::remove_file(path).map_err(|error| format!("Cannot remove {}: {error}", path.display()))
 }
