@@ -23,6 +23,39 @@ enum Phase {
     Order,
 }
 
+/// How many places shall be ready.
+///
+/// Twice as many as were ever taken, so that a round, with its fdatasync, comes the more seldom the
+/// more is written to new blocks; twice as many again when somebody had to wait.
+#[derive(Clone, Copy, Debug)]
+struct Target {
+    places: usize,
+    /// As far as it matters.
+    taken: usize,
+}
+
+impl Target {
+    const fn new() -> Self {
+        Self { places: TARGET_MIN, taken: 0 }
+    }
+
+    /// One was taken.
+    fn took(&mut self) {
+        self.taken = (self.taken + 1).min(READY_MAX);
+        self.places = self.places.max((2 * self.taken).min(READY_MAX));
+    }
+
+    /// There was none to take.
+    fn missed(&mut self) {
+        self.places = (2 * self.places).min(READY_MAX);
+    }
+
+    /// Whether so few are left that a round shall make some.
+    fn is_short(self, ready: usize) -> bool {
+        ready < self.places / 2
+    }
+}
+
 /// The rounds.
 pub(super) struct Ready {
     /// Whether this leaf has ready places.
@@ -36,8 +69,7 @@ pub(super) struct Ready {
     pub(super) footer: Option<(u64, [u8; 512])>,
     /// Sequence of metadata writes that the fdatasync covers.
     covers: u64,
-    /// So many shall be ready.
-    target: usize,
+    target: Target,
     /// Some were taken since the last round.
     is_taken: bool,
     /// Somebody has waited since the last round began.
@@ -54,7 +86,8 @@ pub(super) struct Ready {
 impl std::fmt::Debug for Ready {
     fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Self { phase, target, making, failed, .. } = self;
-        write!(out, "{phase:?} of {}, {target} wanted, failed {failed:?}", making.len())
+        let (making, wanted) = (making.len(), target.places);
+        write!(out, "{phase:?} of {making}, {wanted} wanted, failed {failed:?}")
     }
 }
 
@@ -67,7 +100,7 @@ impl Ready {
             making: Vec::with_capacity(READY_MAX),
             footer: None,
             covers: 0,
-            target: TARGET_MIN,
+            target: Target::new(),
             is_taken: false,
             has_waited: false,
             failed: None,
@@ -115,6 +148,7 @@ impl Write {
         }
         if let Some(place) = space.take_ready() {
             ready.is_taken = true;
+            ready.target.took();
             return Place::At(place);
         }
         if ready.is_idle() && !space.can_make_ready() {
@@ -134,18 +168,18 @@ impl Engine {
         let Some(write) = &mut self.write else { return };
         let Write { space, ready, turn, .. } = write;
         ready.failed = ready.failed.and_then(|(errno, left)| Some((errno, left.checked_sub(1)?)));
-        let is_wanted = ready.has_waited || ready.is_taken && space.ready() < ready.target / 2;
+        let is_wanted = ready.has_waited || ready.is_taken && ready.target.is_short(space.ready());
         if !is_wanted || !ready.is_idle() || turn.has_new() {
             return;
         }
         let has_waited = std::mem::take(&mut ready.has_waited);
         (ready.is_taken, ready.first_failed, ready.spoiled) = (false, None, None);
         if has_waited {
-            ready.target = (2 * ready.target).min(READY_MAX);
+            ready.target.missed();
         }
         let is_needed = has_waited && space.ready() == 0;
         ready.making.clear();
-        while space.ready() + ready.making.len() < ready.target
+        while space.ready() + ready.making.len() < ready.target.places
             && let Some(place) = space.take_to_make_ready(is_needed && ready.making.is_empty())
         {
             ready.making.push(Some(place));
@@ -231,5 +265,36 @@ impl Engine {
             ready.failed = failed.map(|errno| (errno, 1));
         }
         self.wake();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// One after the other is taken, and nobody ever waits.
+    #[test]
+    fn rounds_come_the_more_seldom_the_more_is_written() {
+        let (mut target, mut ready, mut rounds) = (Target::new(), TARGET_MIN, [0; 2]);
+        for block in 0..2048 {
+            ready -= 1;
+            target.took();
+            if target.is_short(ready) {
+                ready = target.places;
+                rounds[usize::from(block >= 1024)] += 1;
+            }
+        }
+        assert_eq!(rounds, [16, 8], "one for 128 blocks, in the end");
+        assert_eq!(target.places, READY_MAX);
+    }
+
+    #[test]
+    fn who_has_to_wait_has_twice_as_many_made_but_never_too_many() {
+        let mut target = Target::new();
+        target.missed();
+        assert_eq!(target.places, 2 * TARGET_MIN);
+        (0..READY_MAX).for_each(|_| target.missed());
+        assert_eq!(target.places, READY_MAX);
+        assert!(target.is_short(READY_MAX / 2 - 1) && !target.is_short(READY_MAX / 2));
     }
 }
