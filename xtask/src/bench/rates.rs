@@ -13,7 +13,7 @@ use crate::Result;
 #[derive(Default)]
 struct Column {
     rates: Vec<f64>,
-    /// Microseconds of the server's processor per request.
+    /// Microseconds of the server's processor per request; none without a server.
     costs: Vec<f64>,
 }
 
@@ -55,7 +55,7 @@ pub(super) fn compare(
                 ground.image = contestants[index].image.clone();
                 let (rate, cost) = once(ground, contestants[index].kind, pattern)?;
                 columns[index].rates.push(rate);
-                columns[index].costs.push(cost);
+                columns[index].costs.extend(cost);
             }
         }
         print(pattern, contestants, columns);
@@ -63,18 +63,18 @@ pub(super) fn compare(
     Ok(())
 }
 
-fn once(ground: &mut Ground, kind: Option<Kind>, pattern: &Pattern) -> Result<(f64, f64)> {
+fn once(ground: &mut Ground, kind: Option<Kind>, pattern: &Pattern) -> Result<(f64, Option<f64>)> {
     ground.drop_cache()?;
     let Some(kind) = kind else {
         let report = client::run_directly(ground, pattern, pattern.amount())?;
-        return Ok((report.requests_per_second, f64::NAN));
+        return Ok((report.requests_per_second, None));
     };
     let server = Server::start(ground, kind, &[])?;
     let before = server.cpu_seconds()?;
     let report = client::run(ground, &server.socket, pattern, pattern.amount())?;
     let used = server.cpu_seconds()? - before;
     server.stop()?;
-    Ok((report.requests_per_second, used * 1e6 / float(report.requests)))
+    Ok((report.requests_per_second, Some(used * 1e6 / float(report.requests))))
 }
 
 fn print(pattern: &Pattern, contestants: &[Contestant], columns: Vec<Column>) {
@@ -82,9 +82,7 @@ fn print(pattern: &Pattern, contestants: &[Contestant], columns: Vec<Column>) {
         if pattern.is_small { ("k/s", 1e-3) } else { ("MB/s", f64::from(pattern.block) * 1e-6) };
     let mut first = None;
     for (contestant, column) in contestants.iter().zip(columns) {
-        let (Some(rate), Some(cost)) = (Spread::of(column.rates), Spread::of(column.costs)) else {
-            continue;
-        };
+        let Some(rate) = Spread::of(column.rates) else { continue };
         let range = format!("({:.1} to {:.1})", rate.min * factor, rate.max * factor);
         let ratio = match first {
             _ if contestant.kind.is_some_and(|kind| !kind.is_peer_in(pattern)) => {
@@ -98,7 +96,8 @@ fn print(pattern: &Pattern, contestants: &[Contestant], columns: Vec<Column>) {
         };
         first = first.or(Some(rate.median));
         let median = rate.median * factor;
-        let cost = contestant.kind.map_or("-".to_owned(), |_| format!("{:.1}", cost.median));
+        let cost =
+            Spread::of(column.costs).map_or("-".to_owned(), |cost| format!("{:.1}", cost.median));
         println!(
             "{:<26} {:<24} {median:>9.1} {range:>19} {unit:>6} {ratio:>19} {cost:>9}",
             pattern.name, contestant.name
